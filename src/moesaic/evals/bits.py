@@ -1,0 +1,99 @@
+"""Bits per byte on held-out documents, and loss as a function of the position in a document.
+
+Legend: B sequences, S positions, D model width, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moesaic.data import IGNORE, Batch, DataFolder, held_out_sequences
+from moesaic.model import Transformer
+
+ROWS = 1024  # rows of logits at a time
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """Result on one source. `standard_error` is over sequences, by the ratio estimator."""
+
+    bits_per_byte: float
+    standard_error: float
+    nats_per_token: float
+    tokens: int
+    bytes: int
+
+
+@torch.inference_mode()
+def token_losses(model: Transformer, batch: Batch) -> Tensor:
+    """Cross entropy of every position in nats, fp32 `[batch, seq]`; 0 where there is no label."""
+    device = model.embedding.device
+    batch = batch.to(device)
+    hidden_BSD, _ = model.hidden(batch.tokens, batch.positions, batch.documents)
+    head_VD = model.head_weight.to(hidden_BSD.dtype)
+    labels, hidden = batch.labels.flatten(), hidden_BSD.flatten(0, 1)
+    losses = [
+        F.cross_entropy(F.linear(rows, head_VD).float(), wanted, ignore_index=IGNORE, reduction="none")
+        for rows, wanted in zip(hidden.split(ROWS), labels.split(ROWS), strict=True)
+    ]
+    return torch.cat(losses).view_as(batch.labels).cpu()
+
+
+def bits_per_byte(
+    model: Transformer, data: DataFolder, source: str, seq_len: int, limit_tokens: int | None = None
+) -> BitsPerByte | None:
+    """All label losses of held-out documents in bits, divided by the bytes of their text; None without documents."""
+    held_out = held_out_sequences(data, [source], seq_len, limit_tokens)
+    if not held_out.bytes:
+        return None
+    nats: list[float] = []
+    counts: list[int] = []
+    for batch in held_out.batches:
+        nats += token_losses(model, batch).sum(dim=1, dtype=torch.float64).tolist()
+        counts += (batch.labels != IGNORE).sum(dim=1).tolist()
+    total, tokens = sum(nats), sum(counts)
+    rate = total / tokens
+    spread = sum((n - rate * c) ** 2 for n, c in zip(nats, counts, strict=True))
+    error = math.sqrt(spread * len(nats) / max(len(nats) - 1, 1)) / total
+    value = total / math.log(2) / held_out.bytes
+    return BitsPerByte(value, value * error, rate, tokens, held_out.bytes)
+
+
+def loss_by_position(
+    model: Transformer, data: DataFolder, sources: Iterable[str], length: int, limit_tokens: int, buckets: int = 32
+) -> list[tuple[int, float, float]]:
+    """Mean loss in buckets of position, over the same long held-out documents for every position.
+
+    Only documents with more than `length` tokens count, each by its first `length` inputs, so that positions differ
+    in context and not in what is read. Returns (last position of the bucket + 1, nats per token, standard error)
+    for each bucket; empty when no document is long enough.
+    """
+    rows = [
+        torch.from_numpy(doc[: length + 1].astype("int64"))
+        for name in sources
+        for doc in long_documents(data, name, length, limit_tokens)
+    ]
+    if not rows:
+        return []
+    documents = torch.zeros(1, length, dtype=torch.int64)
+    positions = torch.arange(length).unsqueeze(0)
+    losses = torch.cat(
+        [token_losses(model, Batch(row[None, :-1], row[None, 1:], documents, positions)) for row in rows]
+    )
+    size = length // buckets
+    means = losses[:, : size * buckets].reshape(len(rows), buckets, size).mean(dim=2)
+    errors = means.std(dim=0, correction=0) / math.sqrt(max(len(rows) - 1, 1))
+    return [((i + 1) * size, float(means[:, i].mean()), float(errors[i])) for i in range(buckets)]
+
+
+def long_documents(data: DataFolder, source: str, length: int, limit_tokens: int) -> "Iterable[object]":
+    """Held-out documents of `source` with more than `length` tokens, up to `limit_tokens` inputs in all."""
+    shard, taken = data.held_out[source], 0
+    for i in range(len(shard)):
+        if shard.lengths[i] > length and taken + length <= limit_tokens:
+            taken += length
+            yield shard.doc(i)

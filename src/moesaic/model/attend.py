@@ -1,0 +1,125 @@
+"""Scaled dot-product attention over packed documents: torch's operator, and a faster one for training on a CPU.
+
+Legend: B sequences, S positions, K key/value heads, G query heads per key/value head, H = K*G, C head width,
+N = B*K independent problems, R = S*G query rows of one problem.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 128  # query positions at a time: their scores stay in cache
+CHUNKED_LIMIT = 4096  # above it the kept probabilities (seq^2 / 2 a head) cost too much memory
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Who sees whom in a batch, made once and shared by all layers."""
+
+    allowed_BSS: Tensor  # True where a query (row) may see a key (column)
+    first_key: tuple[int, ...]  # earliest key that any query of chunk i may see
+
+    @classmethod
+    def of(cls, tokens_BS: Tensor, documents_BS: Tensor | None) -> "Visibility":
+        """Causal, within each document of the row; without documents the row is one document."""
+        batch, seq = tokens_BS.shape
+        position = torch.arange(seq, device=tokens_BS.device)
+        causal_SS = position.unsqueeze(1) >= position
+        if documents_BS is None:
+            return cls(causal_SS.expand(batch, seq, seq), (0,) * -(-seq // CHUNK))
+        same_BSS = documents_BS.unsqueeze(2) == documents_BS.unsqueeze(1)
+        starts_BS = same_BSS.to(torch.uint8).argmax(dim=-1)  # first position of the document
+        # Rounded down so that few distinct shapes reach the matrix kernels.
+        first = starts_BS[:, ::CHUNK].amin(dim=0) // CHUNK * CHUNK
+        return cls(same_BSS & causal_SS, tuple(first.tolist()))
+
+
+def attend(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v over the keys each query may see; `[batch, seq, heads, width]` in and out."""
+    if q_BSHC.device.type == "cpu" and q_BSHC.shape[1] <= CHUNKED_LIMIT:
+        out: Tensor = _ChunkedAttention.apply(q_BSHC, k_BSKC, v_BSKC, sight)
+        return out
+    return attend_reference(q_BSHC, k_BSKC, v_BSKC, sight)
+
+
+def attend_reference(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility) -> Tensor:
+    """The same through torch's operator."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BSHC, k_BSKC, v_BSKC))
+    mask = sight.allowed_BSS.unsqueeze(1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+
+
+def attend_cached(q_BSHC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor) -> Tensor:
+    """Attend from the last `seq` positions to all `T` cached ones, causally. Returns `[batch, seq, heads, width]`."""
+    seq, total = q_BSHC.shape[1], k_BKTC.shape[2]
+    mask = None
+    if seq > 1:
+        mask = torch.ones(seq, total, dtype=torch.bool, device=q_BSHC.device).tril(diagonal=total - seq)
+    q = q_BSHC.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k_BKTC, v_BKTC, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    """Query heads that share a key/value head become rows of one product, so multi-query attention is two plain
+
+    matrix products a chunk, and its key and value gradients are summed over heads inside the product. Keys after
+    the chunk and before its earliest document are never touched. 2.4 x torch's CPU operator (benchmarks/attention.py).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility) -> Tensor:
+        _, seq, heads, width = q_BSHC.shape
+        kv_heads = k_BSKC.shape[2]
+        group = heads // kv_heads
+        q_NRC = _to_rows(q_BSHC * width**-0.5, kv_heads)
+        k_NSC, v_NSC = _to_rows(k_BSKC, kv_heads), _to_rows(v_BSKC, kv_heads)
+        hidden_BSS = ~sight.allowed_BSS
+        out_NRC = torch.empty_like(q_NRC)
+        kept = []
+        for i, lo in enumerate(range(0, seq, CHUNK)):
+            hi, first = min(seq, lo + CHUNK), sight.first_key[i]
+            scores = torch.bmm(q_NRC[:, lo * group : hi * group], k_NSC[:, first:hi].transpose(1, 2))
+            view = scores.view(-1, kv_heads, hi - lo, group, hi - first)
+            view.masked_fill_(hidden_BSS[:, None, lo:hi, None, first:hi], -torch.inf)
+            p = torch.softmax(scores, dim=-1)
+            out_NRC[:, lo * group : hi * group] = torch.bmm(p, v_NSC[:, first:hi])
+            kept.append(p)
+        ctx.save_for_backward(q_NRC, k_NSC, v_NSC, out_NRC, *kept)
+        ctx.kv_heads, ctx.group, ctx.first_key = kv_heads, group, sight.first_key
+        return _from_rows(out_NRC, kv_heads, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        q_NRC, k_NSC, v_NSC, out_NRC, *kept = ctx.saved_tensors
+        group, seq, width = ctx.group, k_NSC.shape[1], k_NSC.shape[2]
+        dout_NRC = _to_rows(grad_outputs[0], ctx.kv_heads)
+        delta_NR1 = (dout_NRC * out_NRC).sum(dim=-1, keepdim=True)
+        dq_NRC = torch.empty_like(q_NRC)
+        dk_NSC, dv_NSC = (torch.zeros_like(k_NSC, dtype=torch.float32) for _ in range(2))
+        for p, first, lo in zip(kept, ctx.first_key, range(0, seq, CHUNK), strict=True):
+            hi = min(seq, lo + CHUNK)
+            rows = slice(lo * group, hi * group)
+            dout = dout_NRC[:, rows]
+            dscores = torch.bmm(dout, v_NSC[:, first:hi].transpose(1, 2)).sub_(delta_NR1[:, rows]).mul_(p)
+            dq_NRC[:, rows] = torch.bmm(dscores, k_NSC[:, first:hi])
+            dk_NSC[:, first:hi] += torch.bmm(dscores.transpose(1, 2), q_NRC[:, rows])
+            dv_NSC[:, first:hi] += torch.bmm(p.transpose(1, 2), dout)
+        dq = _from_rows(dq_NRC.mul_(width**-0.5), ctx.kv_heads, group)
+        dk, dv = (_from_rows(g.to(k_NSC.dtype), ctx.kv_heads, 1) for g in (dk_NSC, dv_NSC))
+        return dq, dk, dv, None
+
+
+def _to_rows(x_BSHC: Tensor, kv_heads: int) -> Tensor:
+    """`[batch, seq, kv_heads * group, width] -> [batch * kv_heads, seq * group, width]`; no copy for one kv head."""
+    batch, seq, heads, width = x_BSHC.shape
+    split = x_BSHC.reshape(batch, seq, kv_heads, heads // kv_heads, width).transpose(1, 2)
+    return split.reshape(batch * kv_heads, -1, width)
+
+
+def _from_rows(x_NRC: Tensor, kv_heads: int, group: int) -> Tensor:
+    """Inverse of `_to_rows`."""
+    split = x_NRC.view(-1, kv_heads, x_NRC.shape[1] // group, group, x_NRC.shape[2])
+    return split.transpose(1, 2).flatten(2, 3)

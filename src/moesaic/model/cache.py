@@ -1,0 +1,49 @@
+"""Contiguous key/value cache of `generate`: simple, and the reference for paged serving.
+
+Legend: B sequences, K key/value heads, S positions, C head width.
+"""
+
+import torch
+from torch import Tensor
+
+from moesaic.errors import ModelError
+from moesaic.recipe import Model
+
+
+class LayerCache:
+    """Keys and values of one layer, filled from the left."""
+
+    def __init__(self, shape_BKSC: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | None) -> None:
+        self.k_BKSC = torch.empty(shape_BKSC, dtype=dtype, device=device)
+        self.v_BKSC = torch.empty(shape_BKSC, dtype=dtype, device=device)
+
+    def append(self, start: int, k_BKSC: Tensor, v_BKSC: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new positions from `start` on; return views of everything so far."""
+        end = start + k_BKSC.shape[2]
+        self.k_BKSC[:, :, start:end] = k_BKSC
+        self.v_BKSC[:, :, start:end] = v_BKSC
+        return self.k_BKSC[:, :, :end], self.v_BKSC[:, :, :end]
+
+
+class Cache:
+    """Cache of all layers; `length` positions are filled. Raises ModelError when it would overflow."""
+
+    def __init__(
+        self, config: Model, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
+        shape = (batch, config.n_kv_heads, capacity, config.head_dim)
+        self.layers = [LayerCache(shape, dtype, device) for _ in range(config.n_layers)]
+        self.capacity = capacity
+        self.length = 0
+
+    def reserve(self, new: int) -> int:
+        """Start of the next `new` positions. Call `advance` once all layers have written."""
+        if self.length + new > self.capacity:
+            raise ModelError(
+                f"{self.length + new} tokens do not fit a cache of {self.capacity}; shorten the prompt or raise the limit"
+            )
+        return self.length
+
+    def advance(self, new: int) -> None:
+        """Count `new` positions as filled."""
+        self.length += new

@@ -1,0 +1,142 @@
+"""SwiGLU experts: a short loop as the readable reference, and the fast paths that must equal it.
+
+Legend: T tokens, K experts a token visits, R = T*K routed rows sorted by expert, E experts, D model width, F inner width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moesaic.model.router import Routing
+from moesaic.recipe import Model
+
+
+def experts_reference(x_TD: Tensor, routing: Routing, w_in_E2FD: Tensor, w_out_EDF: Tensor) -> Tensor:
+    """sum over chosen experts of weight * W_out (silu(W_gate x) * W_up x), expert by expert (Shazeer 2020, eq. 6)."""
+    out_TD = torch.zeros_like(x_TD)
+    for e in range(w_in_E2FD.shape[0]):
+        token_R, slot_R = torch.where(routing.experts_TK == e)
+        x_RD = x_TD[token_R]
+        h_RF = F.silu(F.linear(x_RD, w_in_E2FD[e, 0])) * F.linear(x_RD, w_in_E2FD[e, 1])
+        weight_R1 = routing.weights_TK[token_R, slot_R].unsqueeze(-1)
+        out_TD = out_TD.index_add(0, token_R, F.linear(h_RF, w_out_EDF[e]) * weight_R1.to(x_TD.dtype))
+    return out_TD
+
+
+# Rows of one expert are padded to a multiple of this. oneDNN compiles a kernel per shape: without the padding every
+# step brings hundreds of new row counts and 40 % of the product time goes into compiling (docs/lab-log.md).
+ROW_MULTIPLE = 16
+
+
+class _SortedExperts(torch.autograd.Function):
+    """The same sum with rows sorted by expert, a hand-written backward, and every weight gradient written once.
+
+    One pass per expert keeps its rows in cache between the products, which on a CPU beats one grouped product
+    followed by element-wise passes over all rows. The routing weight multiplies the hidden activation instead of the
+    output: the sum is the same, no copy of the outputs need be kept, and a padding row is a row of weight zero.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, w_in_E2FD: Tensor, w_out_EDF: Tensor
+    ) -> Tensor:
+        dtype, width = x_TD.dtype, w_out_EDF.shape[2]
+        order = SortedRows.of(experts_TK, w_in_E2FD.shape[0])
+        x_RD = x_TD.index_select(0, order.token_R)
+        weight_R1 = x_TD.new_zeros(order.rows, 1)
+        weight_R1[order.place_TK.flatten()] = weights_TK.flatten().to(dtype).unsqueeze(-1)
+        w_in, w_out = w_in_E2FD.flatten(1, 2).to(dtype), w_out_EDF.to(dtype)
+        h_RF2 = x_TD.new_empty(order.rows, 2 * width)
+        y_RD = torch.empty_like(x_RD)
+        for e, rows in order.slices:
+            h = torch.mm(x_RD[rows], w_in[e].t(), out=h_RF2[rows])
+            a = F.silu(h[:, :width]).mul_(h[:, width:]).mul_(weight_R1[rows])
+            torch.mm(a, w_out[e].t(), out=y_RD[rows])
+        ctx.save_for_backward(x_RD, h_RF2, weight_R1, w_in, w_out)
+        ctx.order, ctx.weight_dtype = order, w_in_E2FD.dtype
+        return order.sum_rows(y_RD)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x_RD, h_RF2, weight_R1, w_in, w_out = ctx.saved_tensors
+        order, width = ctx.order, w_out.shape[2]
+        dy_RD = grad_outputs[0].to(x_RD.dtype).index_select(0, order.token_R)
+        dw_in = torch.empty(w_in.shape, dtype=ctx.weight_dtype, device=w_in.device)
+        dw_out = torch.empty(w_out.shape, dtype=ctx.weight_dtype, device=w_out.device)
+        dweight_R = torch.empty(order.rows, dtype=torch.float32, device=x_RD.device)
+        dx_RD = torch.empty_like(x_RD)
+        for e in order.idle:  # an expert without tokens learns nothing, but its gradient must exist
+            dw_in[e].zero_()
+            dw_out[e].zero_()
+        for e, rows in order.slices:
+            x, dy, weight = x_RD[rows], dy_RD[rows], weight_R1[rows]
+            gate, up = h_RF2[rows, :width], h_RF2[rows, width:]
+            act = F.silu(gate)
+            a = act * up
+            da = torch.mm(dy, w_out[e])  # gradient of the weighted activation
+            torch.sum(da * a, dim=-1, dtype=torch.float32, out=dweight_R[rows])
+            dw_out[e] = torch.mm(dy.t(), a.mul_(weight))
+            da.mul_(weight)
+            dh = torch.empty_like(h_RF2[rows])
+            torch.mul(da, act, out=dh[:, width:])
+            dh[:, :width] = torch.ops.aten.silu_backward(da.mul_(up), gate)
+            torch.mm(dh, w_in[e], out=dx_RD[rows])
+            dw_in[e] = torch.mm(dh.t(), x)
+        dweights_TK = dweight_R[order.place_TK]
+        return order.sum_rows(dx_RD), dweights_TK, None, dw_in.unflatten(1, (2, width)), dw_out
+
+
+@dataclass(frozen=True)
+class SortedRows:
+    """Routed rows sorted by expert, each expert's rows padded to a multiple of `ROW_MULTIPLE`."""
+
+    token_R: Tensor  # token that each row copies; padding rows copy token 0 and carry weight 0
+    place_TK: Tensor  # row of each (token, choice)
+    slices: list[tuple[int, slice]]  # rows of each expert that has any
+    idle: list[int]  # experts without a token
+
+    @property
+    def rows(self) -> int:
+        """Number of rows with padding."""
+        return self.token_R.numel()
+
+    @classmethod
+    def of(cls, experts_TK: Tensor, n_experts: int) -> "SortedRows":
+        """Sort the choices `[tokens, k]` by expert; stable, so tokens keep their order."""
+        flat = experts_TK.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=n_experts)
+        padded = (counts + ROW_MULTIPLE - 1) // ROW_MULTIPLE * ROW_MULTIPLE
+        starts = padded.cumsum(0) - padded
+        shift = starts - (counts.cumsum(0) - counts)  # how far padding before an expert moves its rows
+        place_sorted = torch.arange(flat.numel(), device=flat.device) + shift[flat[order]]
+        place_TK = torch.empty_like(flat).scatter_(0, order, place_sorted).view_as(experts_TK)
+        sizes, begins = padded.tolist(), starts.tolist()
+        token_R = flat.new_zeros(sum(sizes))
+        token_R[place_sorted] = order // experts_TK.shape[1]
+        slices = [(e, slice(b, b + n)) for e, (b, n) in enumerate(zip(begins, sizes, strict=True)) if n]
+        return cls(token_R, place_TK, slices, [e for e, n in enumerate(sizes) if not n])
+
+    def sum_rows(self, y_RD: Tensor) -> Tensor:
+        """Add the rows of each token, in the order of its choices: `[rows, d] -> [tokens, d]`."""
+        return y_RD[self.place_TK].sum(dim=1)
+
+
+class Experts(nn.Module):
+    """All experts of one layer; with one expert a plain SwiGLU block."""
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.w_in = nn.Parameter(torch.empty(config.n_experts, 2, config.d_ff, config.d_model))
+        self.w_out = nn.Parameter(torch.empty(config.n_experts, config.d_model, config.d_ff))
+
+    def forward(self, x_TD: Tensor, routing: Routing | None) -> Tensor:
+        """Apply the chosen experts to `[tokens, d_model]`; `routing` None means the single dense expert."""
+        if routing is None:
+            gate, up, down = (w.to(x_TD.dtype) for w in (self.w_in[0, 0], self.w_in[0, 1], self.w_out[0]))
+            return F.linear(F.silu(F.linear(x_TD, gate)) * F.linear(x_TD, up), down)
+        out: Tensor = _SortedExperts.apply(x_TD, routing.weights_TK, routing.experts_TK, self.w_in, self.w_out)
+        return out

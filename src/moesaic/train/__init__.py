@@ -1,0 +1,1 @@
+"""How it learns: loop, optimizer, schedules in tokens, checkpoints, metrics, report."""

@@ -1,0 +1,106 @@
+"""What a run should take, from the recipe and rates measured before step 1. Kept as `forecast.json`."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from moesaic.recipe import Recipe, Stage
+
+WEIGHT_BYTES, GRADIENT_BYTES, ADAM_BYTES = (
+    4,
+    4,
+    8,
+)  # per parameter: fp32 weights and gradients, two fp32 moments
+
+
+def forecast(
+    recipe: Recipe,
+    rates: Mapping[int, float],
+    source_tokens: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """The contents of `forecast.json`.
+
+    `rates`: measured tokens/s by sequence length; a stage whose length is missing gets no time.
+    `source_tokens`: tokens of one epoch by source, once the shards are built; without it there are no epochs
+    and no stage ends early. Steps assume full packs. FLOPs are 6 x active parameters x tokens, without
+    attention scores. Memory counts weights, gradients and Adam's moments of all devices together, without
+    activations.
+    """
+    total, active = recipe.model.parameters(), recipe.model.active_parameters
+    capacity = (
+        {s.name: source_tokens[s.name] * s.epochs for s in recipe.data.sources} if source_tokens else None
+    )
+    left = dict(capacity) if capacity else None
+    stages: list[dict[str, Any]] = []
+    for stage in recipe.stages:
+        drawn = _draw(stage, capacity, left) if capacity and left else None
+        tokens = stage.tokens if drawn is None else min(stage.tokens, sum(drawn.values()))
+        rate = rates.get(stage.seq_len)
+        last = stage.batch_tokens(max(0, tokens - 1))
+        stages.append(
+            {
+                "name": stage.name,
+                "seq_len": stage.seq_len,
+                "tokens": tokens,
+                "steps": _steps(stage, tokens),
+                "batch_tokens": [stage.batch_tokens(0), last],
+                "batch_sequences": [stage.batch_tokens(0) // stage.seq_len, last // stage.seq_len],
+                "tokens_per_expert": last * recipe.model.top_k / recipe.model.n_experts,
+                "tokens_per_second": rate,
+                "seconds": tokens / rate if rate else None,
+                "flops": 6 * active * tokens,
+                "epochs": _epochs(drawn, source_tokens),
+            }
+        )
+        for name, used in (drawn or {}).items():
+            if left:
+                left[name] -= used
+    times = [s["seconds"] for s in stages]
+    return {
+        "recipe": recipe.name,
+        "system_hash": recipe.system_hash(),
+        "parameters": {"total": total, "active": active},
+        "checkpoint_bytes": total * (WEIGHT_BYTES + ADAM_BYTES),
+        "memory_bytes": total * (WEIGHT_BYTES + GRADIENT_BYTES + ADAM_BYTES),
+        "stages": stages,
+        "total": {
+            "tokens": sum(s["tokens"] for s in stages),
+            "steps": sum(s["steps"] for s in stages),
+            "flops": sum(s["flops"] for s in stages),
+            "seconds": sum(times) if None not in times else None,
+        },
+    }
+
+
+def _steps(stage: Stage, tokens: int) -> int:
+    """Optimizer steps through the batch ramp: each has the batch that the tokens before it ask for."""
+    done = steps = 0
+    ends = [b.after_tokens for b in stage.batch[1:]] + [tokens]
+    for batch, end in zip(stage.batch, ends, strict=True):
+        count = max(0, math.ceil((min(end, tokens) - done) / batch.tokens))
+        done, steps = done + count * batch.tokens, steps + count
+    return steps
+
+
+def _draw(stage: Stage, capacity: Mapping[str, int], left: Mapping[str, int]) -> dict[str, int]:
+    """Tokens from each source: in proportion; what a spent source cannot give, the others do.
+
+    `capacity`: tokens x epochs of each source; `left`: what earlier stages left of it.
+    """
+    drawn = dict.fromkeys(stage.sources, 0)
+    weights = {name: (stage.weights or capacity)[name] for name in stage.sources}
+    wanted = stage.tokens
+    while wanted > 0 and (open_ := [name for name in drawn if left[name] > drawn[name]]):
+        share = wanted / sum(weights[name] for name in open_)
+        for name in open_:
+            drawn[name] += min(left[name] - drawn[name], math.ceil(share * weights[name]))
+        wanted = stage.tokens - sum(drawn.values())
+    return drawn
+
+
+def _epochs(
+    drawn: Mapping[str, int] | None, source_tokens: Mapping[str, int] | None
+) -> dict[str, float] | None:
+    if drawn is None or source_tokens is None:
+        return None
+    return {name: used / source_tokens[name] if source_tokens[name] else 0.0 for name, used in drawn.items()}

@@ -1,0 +1,81 @@
+"""Measuring a run: rates of each step, and what a run is expected to cost before its first step."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from moesaic.data import Batch, DataFolder, Loader
+from moesaic.model import Transformer
+from moesaic.recipe import Recipe, Stage
+from moesaic.train.forecast import forecast
+from moesaic.train.machine import Machine
+from moesaic.train.optimizer import build_optimizer
+from moesaic.train.step import StepResult, TrainStep
+
+
+class StepMeter:
+    """Turns a step into its line of metrics.jsonl. FLOPs are 6 x active parameters x tokens, without attention scores."""
+
+    def __init__(self, recipe: Recipe, stage: Stage, peak: float) -> None:
+        self.model, self.stage, self.peak = recipe.model, stage, peak
+        self._began = self._loaded = 0.0
+
+    def start(self) -> None:
+        """A step begins."""
+        self._began = time.perf_counter()
+
+    def loaded(self) -> None:
+        """Its data is there."""
+        self._loaded = time.perf_counter()
+
+    def line(self, batch: Batch, result: StepResult, *, step: int, tokens: int, lr: float) -> dict[str, Any]:
+        """The line of this step; `tokens` is the run's total so far."""
+        seconds = time.perf_counter() - self._began
+        here = batch.input_tokens
+        flops = 6 * self.model.active_parameters * here / seconds
+        return {
+            "step": step,
+            "stage": self.stage.name,
+            "tokens": tokens,
+            "batch_tokens": here,
+            "batch_sequences": batch.tokens.shape[0],
+            "tokens_per_expert": here * self.model.top_k / self.model.n_experts,
+            "loss": result.loss,
+            "balance_loss": result.balance_loss,
+            "z_loss": result.z_loss,
+            "grad_norm": result.grad_norm,
+            "lr": lr,
+            "skipped": result.skipped,
+            "load": result.load,
+            "seconds": seconds,
+            "data_seconds": self._loaded - self._began,
+            "tokens_per_second": here / seconds,
+            "model_flops_per_second": flops,
+            "peak_share": flops / self.peak,
+            "time_iso": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+
+
+def expected(recipe: Recipe, data: DataFolder, machine: Machine, model: Transformer) -> dict[str, Any]:
+    """The forecast of a run: each sequence length is timed on one batch, with gradients thrown away."""
+    rates = {stage.seq_len: _rate(recipe, stage, data, machine, model) for stage in recipe.stages}
+    model.compute_dtype = model.embedding.dtype
+    return forecast(recipe, rates, data.epoch_tokens) | {"machine": machine.name}
+
+
+def _rate(recipe: Recipe, stage: Stage, data: DataFolder, machine: Machine, model: Transformer) -> float:
+    """Tokens per second of forward and backward on one micro-batch: the best of three, after one to warm up."""
+    model.compute_dtype = machine.compute_dtype(stage.precision)
+    step = TrainStep(model, stage, build_optimizer(model, stage.optimizer))
+    batch = Loader(data, stage, recipe, recipe.seed).next_batch(stage.micro_batch)
+    assert batch is not None  # build_data refuses empty sources
+    labels, sequences = batch.input_tokens, batch.tokens.shape[0]
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        step.accumulate(batch.to(machine.device), labels, sequences, torch.zeros(3))
+        seconds.append(time.perf_counter() - began)
+    step.optimizer.zero_grad()
+    return batch.input_tokens / min(seconds[1:])

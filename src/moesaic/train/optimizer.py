@@ -1,0 +1,43 @@
+"""AdamW over the trainable parameters, and the clip that precedes it."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from moesaic.recipe import Optimizer
+
+
+def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); matrices decay, norms and embeddings do not."""
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim >= 2 and not name.endswith("embedding")
+            (decayed if matrix else exempt).append(parameter)
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decayed, settings.weight_decay), (exempt, 0.0))
+        if parameters
+    ]
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Euclidean norm over all gradients."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return float(nn.utils.get_total_norm(grads)) if grads else 0.0
+
+
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
+    """Multiply all gradients in place."""
+    grads: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(grads, factor)
