@@ -156,7 +156,8 @@ def _tokenizer(recipe: Recipe, spools: list[Spool], say: Progress) -> Tokenizer:
     tokenizer = Tokenizer.load(Path(recipe.data.tokenizer))
     if len(tokenizer) > vocab_size:
         raise DataError(
-            f"the tokenizer {recipe.data.tokenizer} has {len(tokenizer)} entries, model.vocab_size = {vocab_size}; "
+            f"the tokenizer {recipe.data.tokenizer} has {len(tokenizer)} entries, "
+            f"model.vocab_size = {vocab_size}; "
             f"set model.vocab_size = {len(tokenizer)} or more"
         )
     return tokenizer
@@ -170,7 +171,8 @@ def _sample(spools: list[Spool]) -> Iterator[str]:
             if document.text is not None:
                 yield document.text
             for message in document.messages or ():
-                yield f"{message['role']}\n{message['content'].strip()}"  # so that each role becomes one token
+                # With its role in front, so that each role becomes one token.
+                yield f"{message['role']}\n{message['content'].strip()}"
 
 
 def _encode(spool: Spool, tokenizer: Tokenizer, out: Path) -> dict[str, dict[str, int]]:

@@ -1,28 +1,29 @@
 """The data card: what is in a data folder, under which licences, and what was left out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
 def data_card(manifest: dict[str, Any]) -> str:
     """README.md of a data folder, from its manifest (see `build`)."""
     sources = manifest["sources"]
+    counted = ("documents", "tokens", "bytes")
+    columns = ("source", "kind", "licence", "epochs", *counted, *(f"held-out {c}" for c in counted))
     lines = [
         f"# Data of {manifest['recipe']}",
         "",
-        f"Built by moesaic; vocabulary of {manifest['vocab_size']:,} entries. Shards are in Megatron's `.bin/.idx` format.",
+        f"Built by moesaic; vocabulary of {manifest['vocab_size']:,} entries. "
+        "Shards are in Megatron's `.bin/.idx` format.",
         "",
-        "| source | kind | licence | epochs | documents | tokens | bytes | held out (documents / tokens / bytes) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        _row(columns),
+        _row(["---"] * len(columns)),
     ]
     for s in sources:
-        train, held = s["train"], s["held_out"]
-        lines.append(
-            f"| {s['name']} | {s['kind']} | {s['licence']} | {s['epochs']} | {train['documents']:,} | {train['tokens']:,} "
-            f"| {train['bytes']:,} | {held['documents']:,} / {held['tokens']:,} / {held['bytes']:,} |"
-        )
+        counts = [f"{s[part][key]:,}" for part in ("train", "held_out") for key in counted]
+        lines.append(_row([s["name"], s["kind"], s["licence"], str(s["epochs"]), *counts]))
     lines += [
         "",
-        "Bytes are UTF-8 bytes of the texts, and of the message contents of dialogues (roles and control tokens not counted).",
+        "Bytes are UTF-8 bytes of the texts, and of the message contents of dialogues (roles count none).",
         "Tokens include the end-of-text token of each text and the control tokens of each turn.",
         "",
         "## What was left out",
@@ -40,3 +41,7 @@ def data_card(manifest: dict[str, Any]) -> str:
         for s in sources
     ]
     return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

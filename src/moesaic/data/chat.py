@@ -163,7 +163,7 @@ def _encode_foreign(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int]
         after = tokenizer.chat_text(messages[: i + 1])
         if not (whole.startswith(before) and whole.startswith(after)):
             raise DataError(
-                "the tokenizer's chat template rewrites earlier turns; the loss mask needs one that only appends"
+                "the chat template rewrites earlier turns; the loss mask needs one that only appends"
             )
         take(len(before), 0)
         end = whole.find(tokenizer.end_of_turn, len(before), len(after))

@@ -23,13 +23,14 @@ class NearDuplicates:
     def __init__(self, threshold: float) -> None:
         """`threshold`: estimated Jaccard similarity above which two documents are alike."""
         self._threshold = threshold
-        self._index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+        # The sketches decide afterwards, so the index may propose too much but should not miss: of pairs at 0.8 it
+        # proposes 88 in 100, with datasketch's even weights 36.
+        self._index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
         self._known: list[MinHash] = []
 
     def seen(self, text: str) -> bool:
         """Whether `text` is alike to an earlier one; if not, it is remembered."""
         sketch = _sketch(text)
-        # The index proposes, the full sketches decide: banding alone also proposes pairs below the threshold.
         if any(sketch.jaccard(self._known[i]) >= self._threshold for i in self._index.query(sketch)):
             return True
         self._index.insert(len(self._known), sketch)

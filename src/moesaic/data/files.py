@@ -80,7 +80,7 @@ def read_text(entry: Entry, strict: bool) -> str | None:
     if "\0" in text:
         if strict:
             raise DataError(
-                f"{entry.name}: byte {data.index(0)} is NUL, so this is not text; remove the file or convert it"
+                f"{entry.name}: byte {data.index(0)} is NUL, so this is not text; leave it out or convert it"
             )
         return None
     return text.replace("\r\n", "\n")

@@ -1,7 +1,8 @@
 """Rules that drop documents, few and cited; each names what it drops, so that reports can count.
 
 text  Gopher (Rae et al. 2021, table A1): words that have a letter, share of duplicate lines.
-code  StarCoder (Li et al. 2023, sec. 3.1) and Codex (Chen et al. 2021, sec. 3.1): long lines, few letters and digits.
+code  StarCoder (Li et al. 2023, sec. 3.1) and Codex (Chen et al. 2021, sec. 3.1): long lines,
+      few letters and digits.
 chat  duplicate lines (somebody holding a key down), an assistant that never speaks.
 """
 

@@ -45,7 +45,7 @@ class DataFolder:
             raise DataError(f"{file} is damaged ({error!r}); {REMEDY}") from error
         if manifest.get("format") != FORMAT:
             raise DataError(
-                f"{path} was written in format {manifest.get('format')}, this moesaic reads {FORMAT}; {REMEDY}"
+                f"{path} has format {manifest.get('format')}, this moesaic reads {FORMAT}; {REMEDY}"
             )
         for name, said in files.items():
             _check_file(path / name, said["bytes"], said["sha256"] if verify else None)

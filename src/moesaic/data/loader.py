@@ -21,7 +21,7 @@ from moesaic.recipe import Recipe, Stage
 
 # Sequences a window aims at: enough pieces for best fit to leave under 1 % padding, few enough that the part
 # of the last window that a stage does not reach stays small.
-WINDOW_SEQUENCES = 64
+WINDOW_SEQUENCES = 128
 
 
 class _Window:
@@ -98,7 +98,7 @@ class Loader:
         """Continue from `state_dict`. Raises DataError when that loader began elsewhere."""
         if dict(state["start"]) != self._start:
             raise DataError(
-                "the checkpoint's loader began at other documents than this stage; resume with the same recipe and data"
+                "the checkpoint began at other documents than this stage; use the same recipe and data"
             )
         self._window, self._offset = int(state["window"]), int(state["offset"])
 

@@ -39,8 +39,7 @@ def locate_package(source: Source, home: Path) -> Path:
             return wheel
     if source.sha256 is None and (installed := _installed(name, version)):
         return installed
-    wheel = _download(source.package, folder, source)
-    return wheel
+    return _download(source.package, folder, source)
 
 
 def _installed(name: str, version: str) -> Path | None:
@@ -52,7 +51,9 @@ def _installed(name: str, version: str) -> Path | None:
     tops = {
         f.parts[0]
         for f in found.files or ()
-        if len(f.parts) > 1 and not f.parts[0].endswith((".dist-info", "..", "bin"))
+        if len(f.parts) > 1
+        and not f.parts[0].endswith((".dist-info", ".data"))
+        and f.parts[0] not in ("..", "bin")
     }
     if found.version != version or len(tops) != 1:
         return None

@@ -19,11 +19,15 @@ from moesaic.errors import DataError
 from moesaic.recipe import Source
 
 CORPUS = Path(__file__).parent / "corpus"
-CODE = frozenset(
-    ".py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .kt .scala .js .mjs .ts .tsx .jsx .rb .php .pl .lua .r .jl .swift .cs"
-    " .sh .bash .sql .hs .ml .ex .erl .clj .zig .nim .html .css .scss .vue .toml .yaml .yml .cmake .proto".split()
-)
-TEXT = frozenset(".txt .md .rst .text .markdown .org .tex .adoc".split())
+# fmt: off
+CODE = frozenset((
+    ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".scala", ".js",
+    ".mjs", ".ts", ".tsx", ".jsx", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".swift", ".cs", ".sh",
+    ".bash", ".sql", ".hs", ".ml", ".ex", ".erl", ".clj", ".zig", ".nim", ".html", ".css", ".scss", ".vue",
+    ".toml", ".yaml", ".yml", ".cmake", ".proto",
+))
+TEXT = frozenset((".txt", ".md", ".rst", ".text", ".markdown", ".org", ".tex", ".adoc"))
+# fmt: on
 ROWS = frozenset((".jsonl", ".ndjson", ".parquet"))
 EVERYTHING = "**/*"
 

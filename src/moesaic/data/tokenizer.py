@@ -6,7 +6,6 @@ are encoded piece by piece with control tokens switched off.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from moesaic.data.words import WordCache
 from moesaic.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"  # ends a text document, and pads
@@ -23,7 +23,6 @@ IM_END = "<|im_end|>"  # ends a turn
 IMAGE = "<|image|>"
 SPECIALS = (END_OF_TEXT, IM_START, IM_END, IMAGE)
 SMALLEST_VOCABULARY = 256 + len(SPECIALS)
-_JOIN_CHARS = 8192  # of text that travels to the tokenizer in one piece
 
 # Contents are trimmed, so that "role\n" and the content never merge into one token and can be encoded apart.
 CHATML = (
@@ -70,17 +69,9 @@ class Tokenizer:
         self._core = core
         self._plain = tokenizers.Tokenizer.from_str(core.to_str())  # sees no control tokens in text
         self._plain.encode_special_tokens = True
-        added = [token.content for token in core.get_added_tokens_decoder().values()]
-        self._control = re.compile("|".join(map(re.escape, added)) or r"(?!)")
-        # Only where a control token cuts text without a trace: byte-level, nothing normalised, nothing put in
-        # front.
-        byte_level = core.pre_tokenizer
-        self._joins = (
-            isinstance(byte_level, pre_tokenizers.ByteLevel)
-            and not byte_level.add_prefix_space
-            and core.normalizer is None
-            and template == CHATML
-        )
+        pre = core.pre_tokenizer
+        plain_bytes = isinstance(pre, pre_tokenizers.ByteLevel) and pre.use_regex and not pre.add_prefix_space
+        self._words = WordCache(self._plain) if plain_bytes and core.normalizer is None else None
         self.chat_template = template
         self._render = _compile(template) if template else None
         self._tokens = {"bos_token": eos, "eos_token": eos, "pad_token": pad}
@@ -120,35 +111,13 @@ class Tokenizer:
         return list((self._core if specials else self._plain).encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts, without control tokens; uses the threads that `tokenizers` was allowed.
-
-        A call costs some 15 microseconds whatever the length, so short texts travel together, a control token
-        between them, and are cut apart again: 1.7 times as fast on chats.
-        """
-        jobs: list[list[int]] = [[]]
-        alone: list[int] = []
-        room = _JOIN_CHARS
-        for i, text in enumerate(texts):
-            if not self._joins or len(text) >= _JOIN_CHARS or self._control.search(text):
-                alone.append(i)
-                continue
-            if len(text) > room:
-                jobs.append([])
-                room = _JOIN_CHARS
-            jobs[-1].append(i)
-            room -= len(text) + 1
-        out: list[list[int]] = [[]] * len(texts)
-        for i, ids in zip(alone, _ids(self._plain, [texts[i] for i in alone]), strict=True):
-            out[i] = ids
-        end = self._tokens["eos_token"]
-        joined = _ids(self._core, ["".join(texts[i] + end for i in job) for job in jobs])
-        for job, ids in zip(jobs, joined, strict=True):
-            at = 0
-            for i in job:
-                cut = ids.index(self.eos_id, at)
-                out[i] = ids[at:cut]
-                at = cut + 1
-        return out
+        """Ids of many texts, without control tokens; uses the threads that `tokenizers` was allowed."""
+        if self._words is None:
+            return _ids(self._plain, list(texts))
+        short = [WordCache.takes(text) for text in texts]
+        fast = iter(self._words.encode([text for text, take in zip(texts, short, strict=True) if take]))
+        slow = iter(_ids(self._plain, [text for text, take in zip(texts, short, strict=True) if not take]))
+        return [next(fast) if take else next(slow) for take in short]
 
     def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
         """Text of `ids`; incomplete UTF-8 becomes U+FFFD. `specials` keeps control tokens visible."""

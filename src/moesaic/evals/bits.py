@@ -4,17 +4,20 @@ Legend: B sequences, S positions, D model width, V vocabulary.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moesaic.data import IGNORE, Batch, DataFolder, held_out_sequences
 from moesaic.model import Transformer
 
 ROWS = 1024  # rows of logits at a time
+ROWS_A_BATCH = 8  # sequences at a time
 
 
 @dataclass(frozen=True)
@@ -72,25 +75,25 @@ def loss_by_position(
     in context and not in what is read. Returns (last position of the bucket + 1, nats per token, standard error)
     for each bucket; empty when no document is long enough.
     """
-    rows = [
-        torch.from_numpy(doc[: length + 1].astype("int64"))
-        for name in sources
-        for doc in long_documents(data, name, length, limit_tokens)
-    ]
-    if not rows:
+    docs = [doc[: length + 1] for name in sources for doc in long_documents(data, name, length, limit_tokens)]
+    if not docs:
         return []
-    documents = torch.zeros(1, length, dtype=torch.int64)
-    positions = torch.arange(length).unsqueeze(0)
-    losses = torch.cat(
-        [token_losses(model, Batch(row[None, :-1], row[None, 1:], documents, positions)) for row in rows]
-    )
+    losses = torch.cat([token_losses(model, one_document_a_row(docs[i : i + ROWS_A_BATCH])) for i in range(0, len(docs), ROWS_A_BATCH)])
     size = length // buckets
-    means = losses[:, : size * buckets].reshape(len(rows), buckets, size).mean(dim=2)
-    errors = means.std(dim=0, correction=0) / math.sqrt(max(len(rows) - 1, 1))
+    means = losses[:, : size * buckets].reshape(len(docs), buckets, size).mean(dim=2)
+    errors = means.std(dim=0, correction=0) / math.sqrt(max(len(docs) - 1, 1))
     return [((i + 1) * size, float(means[:, i].mean()), float(errors[i])) for i in range(buckets)]
 
 
-def long_documents(data: DataFolder, source: str, length: int, limit_tokens: int) -> "Iterable[object]":
+def one_document_a_row(docs: Sequence[NDArray[np.generic]]) -> Batch:
+    """Documents of equal length `n + 1` as a batch of `n` inputs each, without padding."""
+    tokens = torch.from_numpy(np.stack(docs).astype(np.int64))
+    inputs = tokens[:, :-1]
+    positions = torch.arange(inputs.shape[1]).expand_as(inputs)
+    return Batch(inputs, tokens[:, 1:], torch.zeros_like(inputs), positions)
+
+
+def long_documents(data: DataFolder, source: str, length: int, limit_tokens: int) -> Iterator[NDArray[np.generic]]:
     """Held-out documents of `source` with more than `length` tokens, up to `limit_tokens` inputs in all."""
     shard, taken = data.held_out[source], 0
     for i in range(len(shard)):

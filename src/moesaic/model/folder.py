@@ -1,8 +1,8 @@
 """The model folder: a standard Hugging Face folder that other engines read, written whole or not at all.
 
-    config.json            see `folder_config`        generation_config.json   ids that end an answer
-    model.safetensors      or shards with an index    README.md                the model card
-    tokenizer.json ...     copied as they are
+config.json            see `folder_config`        generation_config.json   ids that end an answer
+model.safetensors      or shards with an index    README.md                the model card
+tokenizer.json ...     copied as they are
 """
 
 import json
@@ -11,10 +11,10 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import reduce
-from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,12 +28,18 @@ from moesaic.recipe import Model
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 END_OF_TURN = "<|im_end|>"
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """One tensor of the file and where it lives in a Transformer: `parameter[index]`."""
 
     name: str
@@ -74,9 +80,10 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     shard_bytes: float = 5e9,
 ) -> None:
-    """Write `model` as a Hugging Face folder; what stood there before is replaced once the new one is complete.
+    """Write `model` as a Hugging Face folder; what stood there is replaced once the new one is complete.
 
-    Weights are stored as `dtype`, in files of at most `shard_bytes` (one tensor may exceed it). Raises ModelError.
+    Weights are stored as `dtype`, in files of at most `shard_bytes` (one tensor may exceed it).
+    Raises ModelError.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -88,17 +95,21 @@ def save_model(
                 if (tokenizer_folder / name).is_file():
                     shutil.copyfile(tokenizer_folder / name, scratch / name)
             stop_ids = _stop_ids(tokenizer_folder)
-        _write_json(scratch / "config.json", to_config(model.config, str(dtype).removeprefix("torch."), stop_ids))
+        _write_json(
+            scratch / "config.json", to_config(model.config, str(dtype).removeprefix("torch."), stop_ids)
+        )
         _write_json(scratch / "generation_config.json", {"eos_token_id": stop_ids} if stop_ids else {})
         if card is not None:
             (scratch / "README.md").write_text(card, encoding="utf-8")
         _replace(scratch, folder)
     except OSError as error:
         raise ModelError(
-            f"cannot write the model to {folder}: {error.strerror or error}; free some space or choose another place"
+            f"cannot write the model to {folder}: {error.strerror or error}; free some space or move"
         ) from error
     except SafetensorError as error:  # how the library reports a full disk
-        raise ModelError(f"cannot write the weights to {folder}: {error}; free some space or choose another place") from error
+        raise ModelError(
+            f"cannot write the weights to {folder}: {error}; free some space or choose another place"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -108,7 +119,7 @@ def load_model(
 ) -> Transformer:
     """Read a model folder onto the default device; weights as stored unless `dtype` is given.
 
-    Files are memory-mapped and pickles are refused. Products run in `compute_dtype`, by default the embedding's.
+    Files are memory-mapped, pickles refused. Products run in `compute_dtype`, by default the embedding's.
     Raises ModelError naming file and tensor.
     """
     config = from_config(read_json(folder / "config.json"), folder / "config.json")
@@ -119,8 +130,11 @@ def load_model(
         files = _open(folder, stack)
         wanted = list(entries(config))
         _check_names(files, {e.name for e in wanted}, folder, config)
-        for name, group in groupby(wanted, key=lambda e: e.parameter):
-            pieces = [(e, _read(files, e.name, parameters[name][e.index].shape, folder)) for e in group]
+        groups: dict[str, list[Entry]] = {}
+        for entry in wanted:
+            groups.setdefault(entry.parameter, []).append(entry)
+        for name, group in groups.items():
+            pieces = [(e, _read(files, e.name, parameters[name][e.index].shape)) for e in group]
             kind = dtype or reduce(torch.promote_types, (t.dtype for _, t in pieces))
             values = torch.empty(parameters[name].shape, dtype=kind, device=torch.get_default_device())
             for entry, tensor in pieces:
@@ -134,7 +148,9 @@ def load_model(
 def _write_weights(model: Transformer, folder: Path, dtype: torch.dtype, shard_bytes: float) -> None:
     parameters = dict(model.named_parameters())
     if meta := [n for n, p in parameters.items() if p.is_meta]:
-        raise ModelError(f"the model has no weights yet ({meta[0]} is on the meta device); initialise or load them first")
+        raise ModelError(
+            f"the model has no weights yet ({meta[0]} is on the meta device); initialise or load them first"
+        )
     shards: list[list[Entry]] = [[]]
     size = total = 0
     for entry in entries(model.config):
@@ -164,11 +180,11 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, tuple[Any, Path]]:
         names = [WEIGHTS]
     elif pickles := sorted(p.name for glob in PICKLES for p in folder.glob(glob)):
         raise ModelError(
-            f"{folder / pickles[0]} is a pickle, which may run code when read, and is refused; convert it to safetensors"
+            f"{folder / pickles[0]} is a pickle, which may run code when read; convert it to safetensors"
         )
     else:
         raise ModelError(f"no {WEIGHTS} or {INDEX} in {folder}; copy the weights there")
-    found = {}
+    found: dict[str, tuple[Any, Path]] = {}
     for name in names:
         path = folder / name
         if path.resolve().parent != folder.resolve() and not path.is_symlink():
@@ -179,7 +195,7 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, tuple[Any, Path]]:
             raise ModelError(f"{path} is missing, {INDEX} lists it; copy it again") from error
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} is truncated or damaged ({error}); copy it again") from error
-        found |= {key: (file, path) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        found |= dict.fromkeys(file.keys(), (file, path))
     return found
 
 
@@ -190,10 +206,12 @@ def _check_names(files: dict[str, tuple[Any, Path]], wanted: set[str], folder: P
     for name in sorted(files.keys() - wanted):
         if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_embeddings):
             continue  # follow from config.json
-        raise ModelError(f"{files[name][1]}: tensor {name!r} has no place in the model that config.json describes")
+        raise ModelError(
+            f"{files[name][1]}: tensor {name!r} has no place in the model that config.json describes"
+        )
 
 
-def _read(files: dict[str, tuple[Any, Path]], name: str, shape: torch.Size, folder: Path) -> Tensor:
+def _read(files: dict[str, tuple[Any, Path]], name: str, shape: torch.Size) -> Tensor:
     file, path = files[name]
     try:
         tensor: Tensor = file.get_tensor(name)
@@ -201,10 +219,12 @@ def _read(files: dict[str, tuple[Any, Path]], name: str, shape: torch.Size, fold
         raise ModelError(f"{path}: tensor {name!r} cannot be read ({error}); copy the file again") from error
     if tensor.shape != shape:
         raise ModelError(
-            f"{path}: tensor {name!r} is {list(tensor.shape)}, config.json asks for {list(shape)}; one of them is wrong"
+            f"{path}: tensor {name!r} is {list(tensor.shape)}, config.json asks for {list(shape)}; mend one"
         )
     if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ModelError(f"{path}: tensor {name!r} is stored as {tensor.dtype}, which is not computed here; convert it to bf16")
+        raise ModelError(
+            f"{path}: tensor {name!r} is stored as {tensor.dtype}, not computed here; convert it to bf16"
+        )
     return tensor
 
 

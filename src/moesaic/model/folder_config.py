@@ -1,6 +1,7 @@
 """config.json of a model folder <-> the recipe's Model: honour a key or refuse it by name.
 
-Mixtral's keys for a mixture of experts, Llama's for a dense model. What only training needs stands in a `moesaic` section.
+Mixtral's keys for a mixture of experts, Llama's for a dense model; what only training needs stands in a
+`moesaic` section.
 """
 
 import json
@@ -104,7 +105,7 @@ def from_config(config: Mapping[str, Any], where: Path) -> Model:
     window = config.get("sliding_window")
     if window is not None and window < values["context"]:
         raise ModelError(
-            f"{where}: sliding_window = {window} is shorter than the context of {values['context']} and is not "
+            f"{where}: sliding_window = {window} is shorter than the context of {values['context']} and not "
             f"computed here; lower max_position_embeddings to {window}"
         )
     heads = values["n_heads"]
@@ -134,7 +135,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"no {path.name} in {path.parent}; give a folder that `moesaic train` wrote") from error
+        raise ModelError(
+            f"no {path.name} in {path.parent}; give a folder that `moesaic train` wrote"
+        ) from error
     except (ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
@@ -146,10 +149,12 @@ def _refuse_unknown(config: Mapping[str, Any], used: set[str], where: Path) -> N
     for key, value in config.items():
         if key in FIXED:
             if value not in FIXED[key]:
-                raise ModelError(f"{where}: {key} = {value!r} is not computed here, only {FIXED[key][0]!r} is")
+                raise ModelError(
+                    f"{where}: {key} = {value!r} is not computed here, only {FIXED[key][0]!r} is"
+                )
         elif key not in used and key not in INERT and value not in (None, False):
             raise ModelError(
-                f"{where}: unknown key {key} = {value!r}; remove it if it does not change what the model computes"
+                f"{where}: unknown key {key} = {value!r}; remove it if it does not change the computation"
             )
 
 
@@ -161,5 +166,7 @@ def _rope_theta(config: Mapping[str, Any], where: Path) -> float:
         raise ModelError(f"{where}: rope_type {kind!r} is not computed here, only 'default' is")
     found = {float(t) for t in (parameters.get("rope_theta"), config.get("rope_theta")) if t is not None}
     if len(found) > 1:
-        raise ModelError(f"{where}: rope_theta and rope_parameters.rope_theta differ: {sorted(found)}; keep one")
+        raise ModelError(
+            f"{where}: rope_theta and rope_parameters.rope_theta differ: {sorted(found)}; keep one"
+        )
     return found.pop() if found else 10_000.0

@@ -20,6 +20,9 @@ from moesaic.model.transformer import Transformer
 
 FinishReason = Literal["stop", "length"]
 PREFILL_CHUNK = 1024  # positions at a time: the mask of a whole 32k prompt would take a gigabyte
+GREEDY_BELOW = (
+    1e-5  # temperature: logits divided by less overflow fp32, and the likeliest token has all probability
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class SamplingSettings:
     min_p: float = 0.0
     """Leave out tokens less likely than this share of the most likely one (Nguyen et al. 2024)."""
     repetition_penalty: float = 1.0
-    """Logits of tokens already present are divided by it, if positive, else multiplied (Keskar et al. 2019)."""
+    """Logits of tokens already there are divided by it if positive, else multiplied (Keskar et al. 2019)."""
     max_tokens: int = 256
     """New tokens at most; the context may end the answer earlier."""
     seed: int = 0
@@ -64,8 +67,8 @@ class Step:
 
     token: int
     finish_reason: FinishReason | None = None
-    experts_LK: tuple[tuple[int, ...], ...] | None = None
-    """Experts that computed this token's logits, per layer; only when asked for."""
+    experts: tuple[tuple[int, ...], ...] | None = None
+    """`[layers][k]`: experts that computed this token's logits; only when asked for."""
 
 
 def generate_tokens(
@@ -82,11 +85,13 @@ def _check_prompt(model: Transformer, prompt_ids: Sequence[int]) -> None:
         raise ModelError("the prompt is empty; give at least one token")
     if len(prompt_ids) >= context:
         raise ModelError(
-            f"the prompt has {len(prompt_ids)} tokens and the model's context {context}, which must hold the answer "
-            f"too; shorten the prompt to at most {context - 1} tokens"
+            f"the prompt has {len(prompt_ids)} tokens and the model's context {context}, which must "
+            f"hold the answer too; shorten the prompt to at most {context - 1} tokens"
         )
     if wrong := [t for t in prompt_ids if not 0 <= t < vocab]:
-        raise ModelError(f"token {wrong[0]} is not in the vocabulary of {vocab}; use the model's own tokenizer")
+        raise ModelError(
+            f"token {wrong[0]} is not in the vocabulary of {vocab}; use the model's own tokenizer"
+        )
 
 
 def _generate(
@@ -116,21 +121,23 @@ def _generate(
 def _next_logits(model: Transformer, new: list[int], cache: Cache) -> Tensor:
     """Feed `new` tokens after what the cache holds; logits `[vocab]` in fp32 of the token after them."""
     tokens_BS = torch.tensor([new], device=model.embedding.device)
-    for part_BS in tokens_BS.split(PREFILL_CHUNK, dim=1):
-        hidden_BSD, _ = model.hidden(part_BS, cache=cache)
+    for start in range(0, len(new), PREFILL_CHUNK):
+        hidden_BSD, _ = model.hidden(tokens_BS[:, start : start + PREFILL_CHUNK], cache=cache)
     # The head runs for the last position only: for a long prompt it would be most of the work.
     return F.linear(hidden_BSD[0, -1], model.head_weight.to(model.compute_dtype)).float()
 
 
 @torch.inference_mode()
-def choose(logits_V: Tensor, settings: SamplingSettings, seen: Sequence[int], generator: torch.Generator) -> int:
+def choose(
+    logits_V: Tensor, settings: SamplingSettings, seen: Sequence[int], generator: torch.Generator
+) -> int:
     """Choose a token from logits `[vocab]`; `seen` are the tokens that the repetition penalty applies to."""
     if settings.repetition_penalty != 1:
         index = torch.tensor(sorted(set(seen)), device=logits_V.device)
         old = logits_V[index]
         punished = torch.where(old > 0, old / settings.repetition_penalty, old * settings.repetition_penalty)
         logits_V = logits_V.index_copy(0, index, punished)
-    if settings.temperature == 0:
+    if settings.temperature < GREEDY_BELOW:
         return int(logits_V.argmax())
     p_V = torch.softmax((logits_V - logits_V.max()) / settings.temperature, dim=-1)
     p_V, order_V = p_V.sort(descending=True, stable=True)

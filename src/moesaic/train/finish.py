@@ -47,7 +47,7 @@ def model_card(folder: RunFolder, recipe: Recipe, model: Transformer, ledger: Le
         lines.append(f"| {source.name} | {source.kind} | {source.licence} | {tokens:,} | {epochs:.2f} of {source.epochs} |")
     lines += ["", "The weights' licence follows from these.", "", "## Evaluation", ""]
     metrics = read_metrics(folder.metrics)
-    evaluations = [m for m in metrics if m.get("event") == "evaluation" and not m["before"]]
+    evaluations = [m for m in metrics if m.get("event") == "evaluation"]
     lines += ["| after stage | held-out source | bits per byte | standard error |", "| --- | --- | --- | --- |"]
     for event in evaluations:
         for source_name, bits in event["bits_per_byte"].items():

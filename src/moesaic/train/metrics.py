@@ -63,7 +63,7 @@ class MetricsLog:
     def truncate_after(self, step: int) -> None:
         """Drop the lines of later steps, and a last line cut short: what a resumed run will write again."""
         if self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
+            kept = [line for line in read_metrics(self.path) if line.get("step", line.get("at_step", 0)) <= step]
             write_durably(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def _try_to_append(self) -> None:

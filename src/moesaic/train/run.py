@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,9 @@ class Run:
         else:
             self._restore_counts(self.store.extra(checkpoint))
         self.log.truncate_after(self.progress.step)
+        if checkpoint is not None:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self.log.write({"event": "resume", "at_step": self.progress.step, "time_iso": now})
         last = len(self.recipe.stages) - 1
         if only is not None:
             last = self._jump_to(only)
@@ -136,8 +140,10 @@ class Run:
         self.model.compute_dtype = self.machine.compute_dtype(stage.precision)
         select_trainable(self.model, stage.trainable)
         watch = Watch(self.data, self.model, self.log)
-        if fresh and progress.stage > 0:
-            watch.evaluate(stage, progress.step + 1, before=True)
+        longer = stage.seq_len > self.model.config.context
+        if fresh and longer:
+            with self.display.doing("measuring loss by position before the context grows"):
+                watch.curve(stage, progress.step + 1, before=True)
         self.model.extend(stage.seq_len, stage.rope_theta)
         optimizer = build_optimizer(self.model, stage.optimizer)
         teacher = None if stage.teacher is None else self._load_teacher(stage)
@@ -178,8 +184,11 @@ class Run:
             if saved := progress.step % recipe.checkpoints.every_steps == 0:
                 self._save(optimizer, step, loader)
         del optimizer
-        watch.evaluate(stage, progress.step, before=False)
-        watch.sample(stage, progress.step)
+        with self.display.doing("evaluating on held-out documents"):
+            watch.bits(stage, progress.step)
+            if stage.seq_len > recipe.model.context:
+                watch.curve(stage, progress.step, before=False)
+            watch.sample(stage, progress.step)
         self.ordinals = loader.end_ordinals()
         self.progress = Progress(stage=progress.stage + 1, step=progress.step)
         self._save(None, None, None)

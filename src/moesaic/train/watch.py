@@ -8,31 +8,37 @@ from moesaic.model import Transformer
 from moesaic.recipe import Stage
 from moesaic.train.metrics import MetricsLog
 
-EVALUATION_TOKENS = 65_536  # held-out tokens of each source
+EVALUATION_TOKENS = 32_768  # held-out tokens of each source
+CURVE_TOKENS = 65_536  # held-out tokens of each source that the loss by position is averaged over
 PROMPTS = ("Hello! How are you today?", "What do you like to do on weekends?", "Do you have any pets?")
 
 
 class Watch:
-    """Writes `evaluation` and `sample` events into metrics.jsonl."""
+    """Writes `evaluation`, `loss_by_position` and `sample` events into metrics.jsonl."""
 
     def __init__(self, data: DataFolder, model: Transformer, log: MetricsLog) -> None:
         self.data, self.model, self.log = data, model, log
 
-    def evaluate(self, stage: Stage, step: int, *, before: bool) -> None:
-        """Bits per byte of every source of the stage at its sequence length, and loss by position on long documents.
-
-        `before` marks the look at a model that the stage has not touched yet; its `step` is the first to come, so
-        that a resume repeats it exactly when it repeats that step.
-        """
-        event: dict[str, Any] = {"event": "evaluation", "stage": stage.name, "step": step, "before": before}
-        event["seq_len"] = stage.seq_len
-        bits = {s: bits_per_byte(self.model, self.data, s, stage.seq_len, EVALUATION_TOKENS) for s in stage.sources}
-        event["bits_per_byte"] = {s: b.bits_per_byte for s, b in bits.items() if b is not None}
-        event["standard_error"] = {s: b.standard_error for s, b in bits.items() if b is not None}
-        event["loss_by_position"] = loss_by_position(
-            self.model, self.data, stage.sources, stage.seq_len, 4 * EVALUATION_TOKENS
+    def bits(self, stage: Stage, step: int) -> None:
+        """Bits per byte of every source of the stage, at its sequence length."""
+        results = {
+            name: bits_per_byte(self.model, self.data, name, stage.seq_len, EVALUATION_TOKENS) for name in stage.sources
+        }
+        self._event(
+            "evaluation",
+            stage,
+            step,
+            bits_per_byte={name: b.bits_per_byte for name, b in results.items() if b is not None},
+            standard_error={name: b.standard_error for name, b in results.items() if b is not None},
         )
-        self.log.write(event)
+
+    def curve(self, stage: Stage, step: int, *, before: bool) -> None:
+        """Loss by position on long documents. `before` marks the look at a model that the stage has not touched;
+
+        its `step` is the first to come, so that a resume repeats it exactly when it repeats that step.
+        """
+        points = loss_by_position(self.model, self.data, stage.sources, stage.seq_len, CURVE_TOKENS)
+        self._event("loss_by_position", stage, step, before=before, points=points)
 
     def sample(self, stage: Stage, step: int) -> None:
         """Replies to a few fixed prompts, greedy, for the report."""
@@ -44,6 +50,10 @@ class Watch:
             settings = SamplingSettings(max_tokens=48, stop_ids=tokenizer.stop_ids)
             reply = [s.token for s in generate_tokens(self.model, ids, settings)]
             text = tokenizer.decode(reply)
-            self.log.write(
-                {"event": "sample", "stage": stage.name, "step": step, "prompt": prompt, "reply": text}
-            )
+            self._event("sample", stage, step, prompt=prompt, reply=text)
+
+    def _event(self, event: str, stage: Stage, step: int, **values: Any) -> None:
+        # `at_step`, not `step`: in metrics.jsonl a step stands once.
+        self.log.write(
+            {"event": event, "stage": stage.name, "at_step": step, "seq_len": stage.seq_len} | values
+        )

@@ -174,3 +174,18 @@ def test_near_duplicates_follow_the_jaccard_similarity_of_shingles() -> None:
     assert exact > 0.9
     seen = NearDuplicates(0.8)
     assert [seen.seen(t) for t in (text, slightly, half, text.upper())] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("kept", "least", "most"), [(330, 0, 8), (372, 34, 40)])
+def test_near_duplicates_are_told_by_the_threshold(kept: int, least: int, most: int) -> None:
+    # Similarities of 0.70 and 0.87 against a threshold of 0.8; estimates of 64 permutations scatter by 0.05.
+    rng = random.Random(7)
+    seen = NearDuplicates(0.8)
+    dropped = 0
+    for _ in range(40):
+        words = [str(rng.randrange(10_000)) for _ in range(400)]
+        seen.seen(" ".join(words))
+        dropped += seen.seen(
+            " ".join([*words[:kept], *(str(rng.randrange(10_000)) for _ in range(400 - kept))])
+        )
+    assert least <= dropped <= most

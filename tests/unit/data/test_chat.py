@@ -117,7 +117,8 @@ def test_a_foreign_template_gives_the_same_mask(tokenizer: Tokenizer, tmp_path: 
     default = "<|im_start|>system\nBe kind.<|im_end|>\n"
     template = (
         "{% if messages[0]['role'] != 'system' %}" + default.replace("\n", "{{ '\\n' }}") + "{% endif %}"
-        "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\\n' }}{{ m.content }}<|im_end|>{{ '\\n' }}{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\\n' }}{{ m.content }}<|im_end|>"
+        "{{ '\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}"
     )
     other = foreign(tokenizer, tmp_path, template)

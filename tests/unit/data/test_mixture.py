@@ -35,6 +35,13 @@ def test_windows_follow_each_other_and_end_exactly_at_the_caps(
     assert not any(mixture.window(mixture.windows).values())
 
 
+def test_no_drift_after_more_windows_than_a_float_can_count() -> None:
+    sources = [MixedSource("a", 10**17, 10**18, 1), MixedSource("b", 2 * 10**17, 2 * 10**18, 1)]
+    window = Mixture(sources, 1000).window(3 * 10**14 + 1)  # 100 / 3 documents of a in each window
+    assert window["a"].start == 10**16 + 33
+    assert window["b"].start == 2 * 10**16 + 66
+
+
 def test_an_epoch_holds_every_document_once_and_epochs_differ() -> None:
     source = MixedSource("s", 50, 500, 3)
     seen = [document(7, source, k) for k in range(source.cap)]

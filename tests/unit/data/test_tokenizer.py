@@ -14,6 +14,7 @@ TEXTS = [
     "user\nHello there, how are you?",
     "assistant\nI am fine, thank you. And you?",
     "for i in range(10):\n    print(i)",
+    "I don't think he's here; we've seen they're late, I'm sure I'll go, as I'd said.",
 ]
 
 
@@ -54,7 +55,15 @@ def test_every_text_survives(tokenizer: Tokenizer, text: str) -> None:
     assert "".join(tokenizer.stream_decode(ids)) == text
 
 
-@given(st.lists(st.one_of(st.text(max_size=20), st.sampled_from(["<|endoftext|>", "x" * 9000, "a\n", " b"]))))
+pieces = st.sampled_from(
+    ["<|endoftext|>", "x" * 2500, "é", "don't", "I'LL", "a\n", "\n\n  b", "\x1c", "\x85", "3.14", "_"]
+)
+texts_strategy = st.one_of(
+    st.text(st.characters(codec="ascii"), max_size=30), st.lists(pieces, max_size=5).map("".join)
+)
+
+
+@given(st.lists(st.one_of(texts_strategy, st.text(max_size=20))))
 def test_many_texts_at_once_are_the_same_as_one_by_one(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 

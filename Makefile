@@ -1,0 +1,45 @@
+# Two commands on a fresh machine with Python 3.11+ (with venv) and make: `make demo` and `make test`.
+# Each makes its own environment in .venv first. `make TORCH=torch==2.13.0+cu130 demo` takes another build of torch.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?=
+
+BIN := $(VENV)/bin
+INSTALL = PYTHON="$(PYTHON)" TORCH="$(TORCH)" scripts/install.sh "$(VENV)"
+
+.PHONY: help demo test lint docs bench clean
+help:
+	@echo "make demo    the tour: train the pocket system through every stage, then chat with it"
+	@echo "make test    lint, types, floors, tests"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make docs    write the generated pages again"
+	@echo "make bench   speed beside transformers (half an hour on 2 cores)"
+	@echo "make clean   remove caches and builds; runs/ and $(VENV) stay"
+
+demo: $(VENV)/.installed-train
+	$(BIN)/moesaic demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m moesaic.recipe.docs
+	$(BIN)/python scripts/description.py
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/train_vs_transformers.py
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# A stamp says that these extras were installed for this pyproject.toml.
+$(VENV)/.installed-%: pyproject.toml scripts/install.sh
+	$(INSTALL) $*
+	@touch $@

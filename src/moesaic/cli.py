@@ -1,0 +1,154 @@
+"""The command line: one thin function per verb.
+
+torch and rich are imported inside the verbs that need them, so that help is quick.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moesaic import __version__
+from moesaic.commands.data import data_app
+from moesaic.commands.options import (
+    DataOption,
+    JsonOption,
+    RecipeArg,
+    SetOption,
+    StageOption,
+    recipe_from,
+)
+from moesaic.commands.recipe import recipe_app
+from moesaic.commands.talk import chat, generate
+from moesaic.errors import MoesaicError
+
+app = typer.Typer(
+    name="moesaic",
+    help="Plan, train and serve a sparse mixture-of-experts language model.",
+    epilog="Example: moesaic demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich costs more time than everything else that help needs
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exits with 2 for what the user can mend (one or two lines on stderr), 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words  # taken anywhere, for it is added to a command that has just failed
+    try:
+        app([w for w in words if w != "--debug"], prog_name="moesaic")
+    except MoesaicError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Plan, train and serve a sparse mixture-of-experts language model."""  # `main` acts on --debug
+
+
+@app.command(epilog="Example: moesaic demo --acts 1,2")
+def demo(
+    acts: Annotated[str | None, typer.Option(metavar="1,2,..", help="Only these acts.")] = None,
+) -> None:
+    """The tour: train the pocket system, talk to it, break it.
+
+    Each act is timed and ends in something to look at.
+    """
+    numbers = None if acts is None else [a.strip() for a in acts.split(",")]
+    if numbers is not None and not all(n.isdigit() for n in numbers):
+        raise MoesaicError(f"--acts {acts}: give numbers with commas between them, for example --acts 1,2")
+    from moesaic.demo import run_demo
+
+    run_demo(None if numbers is None else [int(n) for n in numbers])
+
+
+@app.command(epilog="Example: moesaic doctor --json")
+def doctor(as_json: JsonOption = False) -> None:
+    """Examine this machine.
+
+    torch, CPU, GPU, matrix products, memory, disk, extras; measured in a few seconds.
+    """
+    from moesaic.doctor import describe, examine
+
+    found = examine(Path())
+    print(json.dumps(found, indent=2) if as_json else describe(found))
+
+
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(data_app, name="data")
+
+
+@app.command(epilog="Example: moesaic train pocket --run first --set stages.pretrain.tokens=1_000_000")
+def train(
+    recipe: RecipeArg,
+    run: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Run folder under runs/; default: the recipe's name.")
+    ] = None,
+    stage: StageOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint.")] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Start from the weights and tokenizer of a model folder."),
+    ] = None,
+    data: DataOption = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SINK", help="tensorboard, wandb or trackio besides metrics.jsonl."),
+    ] = None,
+    values: SetOption = None,
+) -> None:
+    """Train a recipe, every stage or one.
+
+    Ends with a model folder in runs/NAME/model. Ctrl-C and SIGTERM save a checkpoint first. --data, --init
+    and --set change the recipe, in this order.
+    """
+    chosen = recipe_from(recipe, values, data, stage, init)
+    from moesaic.train.run import train as run_training
+
+    model = run_training(
+        chosen, Path("runs") / (run or chosen.name), resume=resume, stage=stage, sinks=log or ()
+    )
+    if model is not None:
+        print(f"model in {model}; talk to it with: moesaic chat {model}")
+
+
+@app.command(epilog="Example: moesaic report pocket")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the name of a run.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write one HTML file about a run.
+
+    Loss, expert load, ledger, forecast against actual, samples.
+    """
+    from moesaic.train.report import write_report
+
+    page = write_report(run if run.is_dir() else Path("runs") / run)
+    print(json.dumps({"report": str(page)}) if as_json else page)
+
+
+app.command(epilog='Example: moesaic generate runs/pocket/model "Once upon a time" --max-tokens 50')(generate)
+app.command(epilog="Example: moesaic chat runs/pocket/model")(chat)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command line's verbs in groups; `moesaic.cli` puts them together."""

@@ -1,0 +1,44 @@
+"""Arguments and options that several verbs share, and the recipe they make."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Recipe
+
+RecipeArg = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value; may be repeated.")
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="X", help="Your data: .jsonl of chats, text file, folder, hf:owner/name."),
+]
+StageOption = Annotated[str | None, typer.Option("--stage", metavar="NAME", help="Only this stage.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def recipe_from(
+    source: str,
+    values: list[str] | None = None,
+    data: str | None = None,
+    stage: str | None = None,
+    init: Path | None = None,
+) -> "Recipe":
+    """The recipe as the command line changes it: single values last, so that they may speak of the new data.
+
+    Raises RecipeError.
+    """
+    from moesaic.recipe import read_recipe
+    from moesaic.recipe.overrides import with_data, with_init, with_values
+
+    recipe = read_recipe(source)
+    if data is not None:
+        recipe = with_data(recipe, data, stage)
+    if init is not None:
+        recipe = with_init(recipe, init, stage)
+    return with_values(recipe, values or (), Path.cwd())

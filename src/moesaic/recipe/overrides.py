@@ -1,0 +1,126 @@
+"""What the command line changes in a recipe: other data, other weights to start from, single values."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from moesaic.errors import RecipeError
+from moesaic.recipe.recipe import Recipe, apply_override, check_recipe, resolve_paths
+
+CHAT_KEYS = {"messages", "conversations", "conversation", "instruction"}  # OpenAI, ShareGPT, Alpaca
+NOT_PATHS = ("hf:", "builtin:")
+Kind = Literal["text", "chat"]
+
+
+def with_values(recipe: Recipe, overrides: Sequence[str], folder: Path) -> Recipe:
+    """`recipe` with `a.b=c` applied; relative paths are relative to `folder`. Raises RecipeError."""
+    if not overrides:
+        return recipe
+    tree = recipe.model_dump(mode="json", exclude_none=True)
+    for override in overrides:
+        apply_override(tree, override)
+    resolve_paths(tree, folder)
+    return check_recipe(tree, "--set")
+
+
+def with_data(recipe: Recipe, data: str, stage: str | None = None) -> Recipe:
+    """`recipe` reading your own data: a .jsonl of chats, a file or folder of text, or `hf:owner/name`.
+
+    Chats take the place of all chat sources, text that of all text and code sources, and keep their largest
+    number of epochs. With `stage` that stage reads your data alone, whatever it is. Sources that no stage
+    reads any more are dropped. The new source is named after the file. Raises RecipeError.
+    """
+    kinds = {s.name: s.kind for s in recipe.data.sources}
+    kind: Kind | None = data_kind(data)
+    if stage is not None:
+        replaced = set(recipe.stage(stage).sources)
+        if kind is None:
+            kind = "chat" if all(kinds[n] == "chat" for n in replaced) else "text"
+    else:
+        kind = kind or "text"
+        replaced = {n for n, k in kinds.items() if (k == "chat") == (kind == "chat")}
+    if not replaced:
+        raise RecipeError(
+            f"--data {data}: it holds {kind}, which no stage of {recipe.name!r} reads; choose --stage"
+        )
+    touched = [stage] if stage is not None else [s.name for s in recipe.stages if replaced & set(s.sources)]
+    kept = {n for s in recipe.stages for n in s.sources if s.name not in touched or n not in replaced}
+    name = _free_name(Path(data.rpartition(":")[2]).stem or "mine", kept)
+
+    tree = recipe.model_dump(mode="json", exclude_none=True)
+    for table in tree["stages"]:
+        if table["name"] in touched:
+            _replace(table, replaced, name)
+    path = data if data.startswith(NOT_PATHS) else str(Path(data).expanduser().resolve())
+    epochs = max(s.epochs for s in recipe.data.sources if s.name in replaced)
+    mine = {"name": name, "kind": kind, "path": path, "epochs": epochs}
+    tree["data"]["sources"] = [s for s in tree["data"]["sources"] if s["name"] in kept] + [mine]
+    return check_recipe(tree, f"--data {data}")
+
+
+def with_init(recipe: Recipe, folder: Path, stage: str | None = None) -> Recipe:
+    """`recipe` starting from the weights and the tokenizer of a model folder.
+
+    With `stage` that stage is all that is left of the recipe, with the sources it reads; else the first one
+    starts from the folder. Raises RecipeError.
+    """
+    folder = folder.expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise RecipeError(
+            f"--init {folder}: no config.json there; give a model folder, such as runs/NAME/model"
+        )
+    chosen = recipe.stage(stage) if stage is not None else recipe.stages[0]
+    stages = [chosen] if stage is not None else list(recipe.stages)
+    read = {n for s in stages for n in s.sources}
+    tree = recipe.model_dump(mode="json", exclude_none=True)
+    tree["stages"] = [t for t in tree["stages"] if t["name"] in {s.name for s in stages}]
+    tree["stages"][0]["init"] = str(folder)
+    tree["data"]["sources"] = [s for s in tree["data"]["sources"] if s["name"] in read]
+    if (folder / "tokenizer.json").is_file():
+        tree["data"]["tokenizer"] = str(folder)
+    return check_recipe(tree, f"--init {folder}")
+
+
+def data_kind(data: str) -> Kind | None:
+    """What a path holds, by its ending and the keys of its first row; None when these do not tell.
+
+    Raises RecipeError when there is nothing.
+    """
+    if data.startswith(NOT_PATHS):
+        return None
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise RecipeError(
+            f"--data {data}: there is no such file or folder; give an existing path or hf:owner/name"
+        )
+    if path.is_dir() or path.suffix != ".jsonl":
+        return None if path.suffix == ".parquet" else "text"
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = next((line for line in file if line.strip()), "")
+        row = json.loads(first)
+    except (ValueError, OSError) as error:  # UnicodeDecodeError is a ValueError
+        raise RecipeError(
+            f"--data {data}: its first row is not JSON ({error}); write one JSON object a line"
+        ) from error
+    return "chat" if isinstance(row, dict) and CHAT_KEYS & row.keys() else "text"
+
+
+def _replace(stage: dict[str, Any], replaced: set[str], name: str) -> None:
+    """Let a stage read `name` instead of `replaced`, with the weight they had together."""
+    rest = [n for n in stage["sources"] if n not in replaced]
+    weights = stage.pop("weights", None)
+    if weights and rest:
+        share = sum(w for n, w in weights.items() if n in replaced)
+        stage["weights"] = {n: weights[n] for n in rest} | {name: share}
+    stage["sources"] = [*rest, name]
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    """`wanted`, or with a number behind it when that name is taken."""
+    number, name = 1, wanted
+    while name in taken:
+        number += 1
+        name = f"{wanted}-{number}"
+    return name

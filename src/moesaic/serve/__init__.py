@@ -1,0 +1,1 @@
+"""How it answers: local models in a terminal and in Python."""
