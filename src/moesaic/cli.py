@@ -124,9 +124,7 @@ def train(
     chosen = recipe_from(recipe, values, data, stage, init)
     from moesaic.train.run import train as run_training
 
-    model = run_training(
-        chosen, Path("runs") / (run or chosen.name), resume=resume, stage=stage, sinks=log or ()
-    )
+    model = run_training(chosen, Path("runs") / (run or chosen.name), resume=resume, stage=stage, sinks=log or ())
     if model is not None:
         print(f"model in {model}; talk to it with: moesaic chat {model}")
 

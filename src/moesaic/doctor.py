@@ -55,9 +55,7 @@ def examine(folder: Path) -> dict[str, Any]:
 def cpu() -> dict[str, Any]:
     """Model, cores this process may use, instruction sets, and the measured matrix-product peak in FLOP/s."""
     lines = _cpuinfo().splitlines()
-    named = {
-        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))
-    }
+    named = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
     flags = set((named.get("flags") or named.get("Features") or "").split())
     return {
         "model": named.get("model name") or platform.processor() or platform.machine(),
@@ -121,8 +119,7 @@ def describe(found: dict[str, Any]) -> str:
         ("moesaic", f"{found['moesaic']}, Python {found['python']}, torch {torch_['version']}"),
         (
             "threads",
-            f"{torch_['threads']} of {cpu_['cores']} cores"
-            + ("" if torch_["onednn"] else ", without oneDNN"),
+            f"{torch_['threads']} of {cpu_['cores']} cores" + ("" if torch_["onednn"] else ", without oneDNN"),
         ),
         ("cpu", cpu_["model"]),
         ("", " ".join(f"{'+' if has else '-'}{flag}" for flag, has in cpu_["flags"].items())),

@@ -37,10 +37,7 @@ def run(script: str, *arguments: str | Path) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder that `train_briefly.py` made."""
     home = tmp_path_factory.mktemp("examples")
-    rows = [
-        {"text": f"Day {n}: the sea was calm, and {n * n} gulls sat on the mast of our boat."}
-        for n in range(200)
-    ]
+    rows = [{"text": f"Day {n}: the sea was calm, and {n * n} gulls sat on the mast of our boat."} for n in range(200)]
     (home / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     changes = [f"model.{key}={value}" for key, value in TINY_MODEL.items()]
     changes += [

@@ -1,4 +1,4 @@
-"""A wheel made from the sdist, installed alone: the command runs, recipes come along, and no torch is needed."""
+"""A wheel made from the sdist, installed alone: the command runs, recipes come along, no torch is needed."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of programs of a new environment that holds this wheel; its dependencies are borrowed from ours."""
+    """Programs of a new environment that holds this wheel; its dependencies are borrowed from ours."""
     home = tmp_path_factory.mktemp("venv")
     venv.create(home, symlinks=True)
     [wheel] = dist.glob("*.whl")
@@ -73,8 +73,6 @@ def test_the_wheel_holds_every_file_that_is_not_code(installed: Path, tmp_path: 
     program = "import moesaic; print(moesaic.__path__[0])"
     package = Path(run(installed / "python", "-c", program, folder=tmp_path).strip())
     source = ROOT / "src" / "moesaic"
-    data = [
-        p.relative_to(source) for p in source.rglob("*") if p.suffix in {".html", ".xz", ".typed", ".jinja"}
-    ]
+    data = [p.relative_to(source) for p in source.rglob("*") if p.suffix in {".html", ".xz", ".typed", ".jinja"}]
     assert data
     assert all((package / name).is_file() for name in data)

@@ -15,7 +15,7 @@ import pytest
 from moesaic.recipe import read_recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-data.md"
-WORDS = "the sea was calm and the crew of the small boat told each other long stories about home".split()
+WORDS = ("sea", "calm", "crew", "small", "boat", "told", "each", "other", "long", "stories", "about", "home")
 SMALLER = [
     "model.vocab_size=384",
     "model.d_model=32",
@@ -50,15 +50,14 @@ def sentence(number: int) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A folder with the user's files, and the recipe's own dialogue as a small wheel that stands in for it."""
+    """A folder with the user's files, and a small wheel in place of the recipe's dialogue."""
     texts = tmp_path / "my-texts"
     texts.mkdir()
     for n in range(60):
         (texts / f"{n}.md").write_text("\n".join(sentence(20 * n + i) for i in range(20)), encoding="utf-8")
     (texts / "photo.txt").write_bytes(b"\xff\xd8\x00\x01")  # passed over, not fatal
     chats = [
-        [{"role": "user", "content": sentence(n)}, {"role": "assistant", "content": sentence(n + 1)}]
-        for n in range(60)
+        [{"role": "user", "content": sentence(n)}, {"role": "assistant", "content": sentence(n + 1)}] for n in range(60)
     ]
     rows = [json.dumps({"messages": m}) for m in chats]
     (tmp_path / "my-chats.jsonl").write_text("\n".join(rows), encoding="utf-8")

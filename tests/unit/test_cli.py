@@ -29,10 +29,9 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 
 def test_the_verbs_are_the_stable_ones() -> None:
-    assert {" ".join(v) for v in verbs()} == {
-        "", "chat", "data", "data build", "data inspect", "demo", "doctor", "generate", "recipe", "recipe diff",
-        "recipe init", "recipe schema", "recipe show", "report", "train",
-    }  # fmt: skip
+    expected = ["chat", "data", "demo", "doctor", "generate", "recipe", "report", "train"]
+    expected += ["data build", "data inspect", "recipe diff", "recipe init", "recipe schema", "recipe show"]
+    assert sorted(" ".join(v) for v in verbs() if v) == sorted(expected)
 
 
 @pytest.mark.parametrize("verb", verbs(), ids=" ".join)
@@ -170,9 +169,7 @@ def test_recipe_verbs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert "properties" in json.loads(run(capsys, "recipe", "schema")[1])
 
 
-def test_doctor_reports_as_text_and_json(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_reports_as_text_and_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moesaic.doctor.gemm_peak", lambda *args: 1e11)
     monkeypatch.setattr("moesaic.doctor.WRITE_BYTES", 4 << 20)
     found = json.loads(run(capsys, "doctor", "--json")[1])

@@ -8,9 +8,7 @@ import typer
 if TYPE_CHECKING:
     from moesaic.recipe import Recipe
 
-RecipeArg = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")
-]
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value; may be repeated.")
 ]

@@ -13,9 +13,7 @@ from moesaic.errors import MoesaicError
 if TYPE_CHECKING:
     from moesaic.serve.local import SamplingOptions
 
-ModelArg = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A model folder, a run folder or the name of a run.")
-]
+ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, a run folder or the name of a run.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Choose among this many tokens; 0 is all.")]
 TopP = Annotated[float, typer.Option(help="Choose among the likeliest tokens that reach this probability.")]
@@ -26,9 +24,7 @@ Seed = Annotated[int, typer.Option(help="Of the draw.")]
 PromptArg = Annotated[
     str | None, typer.Argument(metavar="PROMPT", help="Text to continue; without it, standard input.")
 ]
-BatchOption = Annotated[
-    Path | None, typer.Option(metavar="IN.JSONL", help="Answer rows with `prompt` or `messages`.")
-]
+BatchOption = Annotated[Path | None, typer.Option(metavar="IN.JSONL", help="Answer rows with `prompt` or `messages`.")]
 OutOption = Annotated[Path | None, typer.Option(metavar="OUT.JSONL", help="Where the answers of --batch go.")]
 SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message.")]
 
@@ -61,9 +57,7 @@ def generate(
         answers = answer_rows(opened, batch, out, _count, **options)
         report = {"out": str(out), "answered": answers.answered, "failed": answers.failed}
         print(file=sys.stderr)
-        print(
-            json.dumps(report) if as_json else f"{answers.answered} answers in {out}, {answers.failed} failed"
-        )
+        print(json.dumps(report) if as_json else f"{answers.answered} answers in {out}, {answers.failed} failed")
         raise typer.Exit(2 if answers.failed else 0)
     text = sys.stdin.read() if prompt is None else prompt
     if as_json:

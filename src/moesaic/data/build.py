@@ -104,8 +104,7 @@ def _build(recipe: Recipe, home: Path, scratch: Path, name: str, say: Progress) 
     (out / "README.md").write_text(data_card(manifest), encoding="utf-8")
     files = [path for path in sorted(out.rglob("*")) if path.is_file()]
     manifest["files"] = {
-        path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in files
+        path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
     }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
@@ -141,9 +140,7 @@ def _select(spools: list[Spool], recipe: Recipe, say: Progress) -> None:
             )
         threshold = np.uint64(int(recipe.data.held_out * 2**64))
         held_out = spool.keep & (spool.names < threshold)
-        if not (
-            spool.keep & ~held_out
-        ).any():  # a handful of documents, all held out by chance: train on them
+        if not (spool.keep & ~held_out).any():  # a handful of documents, all held out by chance: train on them
             held_out[:] = False
         spool.held_out = held_out
 
@@ -178,9 +175,7 @@ def _sample(spools: list[Spool]) -> Iterator[str]:
 def _encode(spool: Spool, tokenizer: Tokenizer, out: Path) -> dict[str, dict[str, int]]:
     """Write the source's two shards; returns documents, tokens, learned tokens and bytes of each."""
     masked = spool.source.kind == "chat"
-    shards = {
-        p: ShardWriter(out / p / spool.source.name, len(tokenizer), masked) for p in ("train", "held_out")
-    }
+    shards = {p: ShardWriter(out / p / spool.source.name, len(tokenizer), masked) for p in ("train", "held_out")}
     counted = ("documents", "tokens", "input_tokens", "bytes") + (("learned_tokens",) if masked else ())
     totals = {part: dict.fromkeys(counted, 0) for part in shards}
     for group in _groups(spool.documents(spool.keep)):
@@ -190,9 +185,7 @@ def _encode(spool: Spool, tokenizer: Tokenizer, out: Path) -> dict[str, dict[str
         for part, wanted in (("train", False), ("held_out", True)):
             mine = spool.held_out[index] == wanted
             here = np.repeat(mine, lengths)
-            shards[part].add(
-                tokens[here], lengths[mine], spool.sizes[index[mine]], mask[here] if masked else None
-            )
+            shards[part].add(tokens[here], lengths[mine], spool.sizes[index[mine]], mask[here] if masked else None)
             total = totals[part]
             total["documents"] += int(mine.sum())
             total["tokens"] += int(here.sum())

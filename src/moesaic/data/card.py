@@ -36,10 +36,7 @@ def data_card(manifest: dict[str, Any]) -> str:
         reasons += [f"{n:,} files {reason}" for reason, n in s["files_passed_over"].items()]
         lines.append(f"| {s['name']} | {s['read']:,} | {'; '.join(reasons) or 'nothing'} |")
     lines += ["", "## Origins", ""]
-    lines += [
-        f"- {s['name']}: `{s['origin']}`" + (f", sha256 `{s['sha256']}`" if s["sha256"] else "")
-        for s in sources
-    ]
+    lines += [f"- {s['name']}: `{s['origin']}`" + (f", sha256 `{s['sha256']}`" if s["sha256"] else "") for s in sources]
     return "\n".join(lines) + "\n"
 
 

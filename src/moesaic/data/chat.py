@@ -101,13 +101,9 @@ def encode_flat(
         return np.array(ids, np.int32), np.array(mask, np.uint8), [len(part) for part, _ in pairs]
     contents = iter(tokenizer.encode_batch([m["content"].strip() for messages in chats for m in messages]))
     footer = tokenizer.turn_footer
-    headers = {
-        role: tokenizer.turn_header(role) for role in {m["role"] for messages in chats for m in messages}
-    }
+    headers = {role: tokenizer.turn_header(role) for role in {m["role"] for messages in chats for m in messages}}
     ids, lengths = [], []
-    runs: list[
-        int
-    ] = []  # lengths of what is not learned and what is, in turns: one np.repeat makes the whole mask
+    runs: list[int] = []  # lengths of what is not learned and what is, in turns: one np.repeat makes the whole mask
     for messages in chats:
         start = len(ids)
         for message in messages:
@@ -115,9 +111,7 @@ def encode_flat(
             ids += header
             ids += content
             ids += footer
-            learned = (
-                len(content) + 1 if message["role"] == "assistant" else 0
-            )  # its end of turn is learned too
+            learned = len(content) + 1 if message["role"] == "assistant" else 0  # its end of turn is learned too
             runs += (len(header), learned, len(content) + len(footer) - learned, 0)
         lengths.append(len(ids) - start)
     mask_runs = np.tile(np.array([0, 1], np.uint8), len(runs) // 2)
@@ -162,9 +156,7 @@ def _encode_foreign(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int]
         before = tokenizer.chat_text(messages[:i], add_generation_prompt=True)
         after = tokenizer.chat_text(messages[: i + 1])
         if not (whole.startswith(before) and whole.startswith(after)):
-            raise DataError(
-                "the chat template rewrites earlier turns; the loss mask needs one that only appends"
-            )
+            raise DataError("the chat template rewrites earlier turns; the loss mask needs one that only appends")
         take(len(before), 0)
         end = whole.find(tokenizer.end_of_turn, len(before), len(after))
         take(len(after) if end < 0 else end + len(tokenizer.end_of_turn), 1)

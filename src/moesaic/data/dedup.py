@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 64
-_CHUNK = (
-    4096  # shingles at once: a [shingles, permutations] table of 64-bit words stays in cache-sized pieces
-)
+_CHUNK = 4096  # shingles at once: a [shingles, permutations] table of 64-bit words stays in cache-sized pieces
 
 
 class NearDuplicates:
@@ -23,8 +21,8 @@ class NearDuplicates:
     def __init__(self, threshold: float) -> None:
         """`threshold`: estimated Jaccard similarity above which two documents are alike."""
         self._threshold = threshold
-        # The sketches decide afterwards, so the index may propose too much but should not miss: of pairs at 0.8 it
-        # proposes 88 in 100, with datasketch's even weights 36.
+        # The sketches decide afterwards, so the index may propose too much but should not miss: of pairs at 0.8
+        # it proposes 88 in 100, with datasketch's even weights 36.
         self._index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
         self._known: list[MinHash] = []
 

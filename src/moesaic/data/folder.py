@@ -44,9 +44,7 @@ class DataFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file} is damaged ({error!r}); {REMEDY}") from error
         if manifest.get("format") != FORMAT:
-            raise DataError(
-                f"{path} has format {manifest.get('format')}, this moesaic reads {FORMAT}; {REMEDY}"
-            )
+            raise DataError(f"{path} has format {manifest.get('format')}, this moesaic reads {FORMAT}; {REMEDY}")
         for name, said in files.items():
             _check_file(path / name, said["bytes"], said["sha256"] if verify else None)
         return cls(

@@ -97,9 +97,7 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`. Raises DataError when that loader began elsewhere."""
         if dict(state["start"]) != self._start:
-            raise DataError(
-                "the checkpoint began at other documents than this stage; use the same recipe and data"
-            )
+            raise DataError("the checkpoint began at other documents than this stage; use the same recipe and data")
         self._window, self._offset = int(state["window"]), int(state["offset"])
 
     def _tokens_from(self, source: MixedSource, ordinal: int) -> int:

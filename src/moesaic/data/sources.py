@@ -78,9 +78,7 @@ def locate(source: Source, home: Path) -> Path:
         path = CORPUS / f"{source.path.removeprefix('builtin:')}.jsonl.xz"
         if not path.is_file():
             known = sorted(p.name.removesuffix(".jsonl.xz") for p in CORPUS.glob("*.jsonl.xz"))
-            raise DataError(
-                f"source {source.name!r}: no built-in corpus {source.path!r}; there is {', '.join(known)}"
-            )
+            raise DataError(f"source {source.name!r}: no built-in corpus {source.path!r}; there is {', '.join(known)}")
     else:
         path = Path(source.path)
     if not path.exists():
@@ -93,12 +91,7 @@ def locate(source: Source, home: Path) -> Path:
 def fingerprint(source: Source, home: Path) -> str:
     """Changes when the files behind `source` do (names, sizes, times); pinned and remote sources answer with
     their name."""
-    if (
-        source.package is not None
-        or source.sha256 is not None
-        or not source.path
-        or source.path.startswith("hf:")
-    ):
+    if source.package is not None or source.sha256 is not None or not source.path or source.path.startswith("hf:"):
         return source.package or source.sha256 or source.path or ""
     listing = hashlib.sha256()
     for entry in entries_of(locate(source, home)):
@@ -137,11 +130,7 @@ def _wanted(source: Source, entry: Entry) -> bool:
 
 
 def _read(source: Source, entry: Entry, named: bool, skipped: Counter[str]) -> Iterator[Document]:
-    if (
-        source.format == "chitchat"
-        or entry.ending in ROWS
-        or source.format in ("messages", "sharegpt", "alpaca")
-    ):
+    if source.format == "chitchat" or entry.ending in ROWS or source.format in ("messages", "sharegpt", "alpaca"):
         for text, messages, place in read_rows(source, entry):
             yield Document(text, messages, f"{entry.name}:{place}")
         return
@@ -165,9 +154,7 @@ def _from_hub(source: Source) -> Iterator[Document]:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise DataError(
-            f"source {source.name!r}: {source.path} needs the extra: pip install 'moesaic[hf]'"
-        ) from error
+        raise DataError(f"source {source.name!r}: {source.path} needs the extra: pip install 'moesaic[hf]'") from error
     name = source.path.removeprefix("hf:")
     try:
         rows: Iterable[dict[str, object]] = load_dataset(name, split="train", streaming=True)

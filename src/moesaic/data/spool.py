@@ -21,9 +21,7 @@ _GROUP = 1000  # documents pickled together
 class Spool:
     """The documents of a source that passed the rules, with 20 bytes of memory each."""
 
-    def __init__(
-        self, source: Source, data: Data, home: Path, path: Path, tick: Callable[[int], None]
-    ) -> None:
+    def __init__(self, source: Source, data: Data, home: Path, path: Path, tick: Callable[[int], None]) -> None:
         """Read the source once. `tick` hears how many documents were read so far. Raises DataError."""
         self.source = source
         self.dropped: Counter[str] = Counter()
@@ -91,6 +89,4 @@ class Spool:
 
 def size_of(document: Document) -> int:
     """UTF-8 bytes of a text, or of the trimmed contents of a conversation: the bytes of bits per byte."""
-    return (
-        len(document.text.encode()) if document.text is not None else content_bytes(document.messages or ())
-    )
+    return len(document.text.encode()) if document.text is not None else content_bytes(document.messages or ())

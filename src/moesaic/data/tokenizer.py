@@ -195,22 +195,14 @@ class Tokenizer:
         core.no_padding()
         config = _read_json(folder / "tokenizer_config.json") if path.is_dir() else {}
         template_file = folder / "chat_template.jinja"
-        template = (
-            template_file.read_text(encoding="utf-8") if path.is_dir() and template_file.is_file() else None
-        )
+        template = template_file.read_text(encoding="utf-8") if path.is_dir() and template_file.is_file() else None
         if template is None and isinstance(config.get("chat_template"), str):
             template = config["chat_template"]
         known = [t for t in (END_OF_TEXT, "</s>", IM_END) if core.token_to_id(t) is not None]
         eos = _text(config.get("eos_token")) or next(iter(known), None)
         if eos is None:
-            raise DataError(
-                f"{file}: cannot tell which token ends a text; add eos_token to tokenizer_config.json"
-            )
-        if (
-            template is None
-            and core.token_to_id(IM_START) is not None
-            and core.token_to_id(IM_END) is not None
-        ):
+            raise DataError(f"{file}: cannot tell which token ends a text; add eos_token to tokenizer_config.json")
+        if template is None and core.token_to_id(IM_START) is not None and core.token_to_id(IM_END) is not None:
             template = CHATML
         return cls(core, template, eos, _text(config.get("pad_token")) or eos)
 
@@ -231,9 +223,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(
-            f"{path} is not valid JSON ({error}); restore it from where the tokenizer came from"
-        ) from error
+        raise DataError(f"{path} is not valid JSON ({error}); restore it from where the tokenizer came from") from error
     return value if isinstance(value, dict) else {}
 
 

@@ -14,9 +14,7 @@ LONGEST = 2000  # characters; longer texts gain nothing, and `tokenizers` spread
 _MOST_WORDS = 500_000  # remembered; some 100 MB
 # GPT-2's pattern, its classes written out for ASCII. Python's own \s would also take \x1c-\x1f for space.
 _SPACE, _OTHER = r"[ \t\n\r\f\v]", r"[^ \t\n\r\f\vA-Za-z0-9]"
-_WORD = re.compile(
-    rf"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?{_OTHER}+|{_SPACE}+(?![^ \t\n\r\f\v])|{_SPACE}+"
-)
+_WORD = re.compile(rf"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?{_OTHER}+|{_SPACE}+(?![^ \t\n\r\f\v])|{_SPACE}+")
 
 
 class WordCache:
@@ -38,9 +36,7 @@ class WordCache:
         if len(self._ids) > _MOST_WORDS:
             self._ids.clear()
         new = [word for word in set(chain.from_iterable(words)) if word not in self._ids]
-        for word, encoding in zip(
-            new, self._core.encode_batch_fast(new, add_special_tokens=False), strict=True
-        ):
+        for word, encoding in zip(new, self._core.encode_batch_fast(new, add_special_tokens=False), strict=True):
             self._ids[word] = encoding.ids
         ids = self._ids.__getitem__
         return [list(chain.from_iterable(map(ids, row))) for row in words]

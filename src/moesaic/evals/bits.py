@@ -67,7 +67,12 @@ def bits_per_byte(
 
 
 def loss_by_position(
-    model: Transformer, data: DataFolder, sources: Iterable[str], length: int, limit_tokens: int, buckets: int = 32
+    model: Transformer,
+    data: DataFolder,
+    sources: Iterable[str],
+    length: int,
+    limit_tokens: int,
+    buckets: int = 32,
 ) -> list[tuple[int, float, float]]:
     """Mean loss in buckets of position, over the same long held-out documents for every position.
 
@@ -78,7 +83,9 @@ def loss_by_position(
     docs = [doc[: length + 1] for name in sources for doc in long_documents(data, name, length, limit_tokens)]
     if not docs:
         return []
-    losses = torch.cat([token_losses(model, one_document_a_row(docs[i : i + ROWS_A_BATCH])) for i in range(0, len(docs), ROWS_A_BATCH)])
+    losses = torch.cat(
+        [token_losses(model, one_document_a_row(docs[i : i + ROWS_A_BATCH])) for i in range(0, len(docs), ROWS_A_BATCH)]
+    )
     size = length // buckets
     means = losses[:, : size * buckets].reshape(len(docs), buckets, size).mean(dim=2)
     errors = means.std(dim=0, correction=0) / math.sqrt(max(len(docs) - 1, 1))

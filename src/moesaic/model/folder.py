@@ -95,9 +95,7 @@ def save_model(
                 if (tokenizer_folder / name).is_file():
                     shutil.copyfile(tokenizer_folder / name, scratch / name)
             stop_ids = _stop_ids(tokenizer_folder)
-        _write_json(
-            scratch / "config.json", to_config(model.config, str(dtype).removeprefix("torch."), stop_ids)
-        )
+        _write_json(scratch / "config.json", to_config(model.config, str(dtype).removeprefix("torch."), stop_ids))
         _write_json(scratch / "generation_config.json", {"eos_token_id": stop_ids} if stop_ids else {})
         if card is not None:
             (scratch / "README.md").write_text(card, encoding="utf-8")
@@ -163,9 +161,7 @@ def _write_weights(model: Transformer, folder: Path, dtype: torch.dtype, shard_b
     files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {
-            e.name: parameters[e.parameter][e.index].detach().to("cpu", dtype).contiguous() for e in shard
-        }
+        tensors = {e.name: parameters[e.parameter][e.index].detach().to("cpu", dtype).contiguous() for e in shard}
         save_file(tensors, folder / name, metadata={"format": "pt"})
         files |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
@@ -179,9 +175,7 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, tuple[Any, Path]]:
     elif (folder / WEIGHTS).is_file():
         names = [WEIGHTS]
     elif pickles := sorted(p.name for glob in PICKLES for p in folder.glob(glob)):
-        raise ModelError(
-            f"{folder / pickles[0]} is a pickle, which may run code when read; convert it to safetensors"
-        )
+        raise ModelError(f"{folder / pickles[0]} is a pickle, which may run code when read; convert it to safetensors")
     else:
         raise ModelError(f"no {WEIGHTS} or {INDEX} in {folder}; copy the weights there")
     found: dict[str, tuple[Any, Path]] = {}
@@ -206,9 +200,7 @@ def _check_names(files: dict[str, tuple[Any, Path]], wanted: set[str], folder: P
     for name in sorted(files.keys() - wanted):
         if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_embeddings):
             continue  # follow from config.json
-        raise ModelError(
-            f"{files[name][1]}: tensor {name!r} has no place in the model that config.json describes"
-        )
+        raise ModelError(f"{files[name][1]}: tensor {name!r} has no place in the model that config.json describes")
 
 
 def _read(files: dict[str, tuple[Any, Path]], name: str, shape: torch.Size) -> Tensor:
@@ -222,9 +214,7 @@ def _read(files: dict[str, tuple[Any, Path]], name: str, shape: torch.Size) -> T
             f"{path}: tensor {name!r} is {list(tensor.shape)}, config.json asks for {list(shape)}; mend one"
         )
     if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ModelError(
-            f"{path}: tensor {name!r} is stored as {tensor.dtype}, not computed here; convert it to bf16"
-        )
+        raise ModelError(f"{path}: tensor {name!r} is stored as {tensor.dtype}, not computed here; convert it to bf16")
     return tensor
 
 

@@ -135,9 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(
-            f"no {path.name} in {path.parent}; give a folder that `moesaic train` wrote"
-        ) from error
+        raise ModelError(f"no {path.name} in {path.parent}; give a folder that `moesaic train` wrote") from error
     except (ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
@@ -149,13 +147,9 @@ def _refuse_unknown(config: Mapping[str, Any], used: set[str], where: Path) -> N
     for key, value in config.items():
         if key in FIXED:
             if value not in FIXED[key]:
-                raise ModelError(
-                    f"{where}: {key} = {value!r} is not computed here, only {FIXED[key][0]!r} is"
-                )
+                raise ModelError(f"{where}: {key} = {value!r} is not computed here, only {FIXED[key][0]!r} is")
         elif key not in used and key not in INERT and value not in (None, False):
-            raise ModelError(
-                f"{where}: unknown key {key} = {value!r}; remove it if it does not change the computation"
-            )
+            raise ModelError(f"{where}: unknown key {key} = {value!r}; remove it if it does not change the computation")
 
 
 def _rope_theta(config: Mapping[str, Any], where: Path) -> float:
@@ -166,7 +160,5 @@ def _rope_theta(config: Mapping[str, Any], where: Path) -> float:
         raise ModelError(f"{where}: rope_type {kind!r} is not computed here, only 'default' is")
     found = {float(t) for t in (parameters.get("rope_theta"), config.get("rope_theta")) if t is not None}
     if len(found) > 1:
-        raise ModelError(
-            f"{where}: rope_theta and rope_parameters.rope_theta differ: {sorted(found)}; keep one"
-        )
+        raise ModelError(f"{where}: rope_theta and rope_parameters.rope_theta differ: {sorted(found)}; keep one")
     return found.pop() if found else 10_000.0

@@ -20,9 +20,7 @@ from moesaic.model.transformer import Transformer
 
 FinishReason = Literal["stop", "length"]
 PREFILL_CHUNK = 1024  # positions at a time: the mask of a whole 32k prompt would take a gigabyte
-GREEDY_BELOW = (
-    1e-5  # temperature: logits divided by less overflow fp32, and the likeliest token has all probability
-)
+GREEDY_BELOW = 1e-5  # temperature: logits divided by less overflow fp32, and the likeliest token has all probability
 
 
 @dataclass(frozen=True)
@@ -89,14 +87,10 @@ def _check_prompt(model: Transformer, prompt_ids: Sequence[int]) -> None:
             f"hold the answer too; shorten the prompt to at most {context - 1} tokens"
         )
     if wrong := [t for t in prompt_ids if not 0 <= t < vocab]:
-        raise ModelError(
-            f"token {wrong[0]} is not in the vocabulary of {vocab}; use the model's own tokenizer"
-        )
+        raise ModelError(f"token {wrong[0]} is not in the vocabulary of {vocab}; use the model's own tokenizer")
 
 
-def _generate(
-    model: Transformer, prompt: list[int], settings: SamplingSettings, show_experts: bool
-) -> Iterator[Step]:
+def _generate(model: Transformer, prompt: list[int], settings: SamplingSettings, show_experts: bool) -> Iterator[Step]:
     device = model.embedding.device
     room = min(settings.max_tokens, model.config.context - len(prompt))
     cache = Cache(model.config, 1, len(prompt) + room, model.compute_dtype, device)
@@ -128,9 +122,7 @@ def _next_logits(model: Transformer, new: list[int], cache: Cache) -> Tensor:
 
 
 @torch.inference_mode()
-def choose(
-    logits_V: Tensor, settings: SamplingSettings, seen: Sequence[int], generator: torch.Generator
-) -> int:
+def choose(logits_V: Tensor, settings: SamplingSettings, seen: Sequence[int], generator: torch.Generator) -> int:
     """Choose a token from logits `[vocab]`; `seen` are the tokens that the repetition penalty applies to."""
     if settings.repetition_penalty != 1:
         index = torch.tensor(sorted(set(seen)), device=logits_V.device)

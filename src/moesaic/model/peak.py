@@ -8,9 +8,7 @@ import torch.nn.functional as F
 SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (512, 768, 384))  # rows, outputs, inputs
 
 
-def gemm_peak(
-    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seconds: float = 0.5
-) -> float:
+def gemm_peak(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", seconds: float = 0.5) -> float:
     """Best rate of `F.linear` over three shapes, in FLOP/s; takes about `seconds` in all."""
     device = torch.device(device)
     best = 0.0

@@ -41,9 +41,7 @@ def with_data(recipe: Recipe, data: str, stage: str | None = None) -> Recipe:
         kind = kind or "text"
         replaced = {n for n, k in kinds.items() if (k == "chat") == (kind == "chat")}
     if not replaced:
-        raise RecipeError(
-            f"--data {data}: it holds {kind}, which no stage of {recipe.name!r} reads; choose --stage"
-        )
+        raise RecipeError(f"--data {data}: it holds {kind}, which no stage of {recipe.name!r} reads; choose --stage")
     touched = [stage] if stage is not None else [s.name for s in recipe.stages if replaced & set(s.sources)]
     kept = {n for s in recipe.stages for n in s.sources if s.name not in touched or n not in replaced}
     name = _free_name(Path(data.rpartition(":")[2]).stem or "mine", kept)
@@ -67,9 +65,7 @@ def with_init(recipe: Recipe, folder: Path, stage: str | None = None) -> Recipe:
     """
     folder = folder.expanduser().resolve()
     if not (folder / "config.json").is_file():
-        raise RecipeError(
-            f"--init {folder}: no config.json there; give a model folder, such as runs/NAME/model"
-        )
+        raise RecipeError(f"--init {folder}: no config.json there; give a model folder, such as runs/NAME/model")
     chosen = recipe.stage(stage) if stage is not None else recipe.stages[0]
     stages = [chosen] if stage is not None else list(recipe.stages)
     read = {n for s in stages for n in s.sources}
@@ -91,9 +87,7 @@ def data_kind(data: str) -> Kind | None:
         return None
     path = Path(data).expanduser()
     if not path.exists():
-        raise RecipeError(
-            f"--data {data}: there is no such file or folder; give an existing path or hf:owner/name"
-        )
+        raise RecipeError(f"--data {data}: there is no such file or folder; give an existing path or hf:owner/name")
     if path.is_dir() or path.suffix != ".jsonl":
         return None if path.suffix == ".parquet" else "text"
     try:

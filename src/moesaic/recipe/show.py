@@ -59,9 +59,7 @@ def split_doc(text: str, field: str) -> tuple[str, str, str]:
     """Meaning, unit and when to change it, from a field's docstring. Raises ValueError naming `field`."""
     parts = [" ".join(p.split()) for p in text.split("|")]
     if len(parts) != 3 or not all(parts):
-        raise ValueError(
-            f"{field}: its docstring must read `meaning | unit | when to change it`, got {text!r}"
-        )
+        raise ValueError(f"{field}: its docstring must read `meaning | unit | when to change it`, got {text!r}")
     return parts[0], parts[1], parts[2]
 
 

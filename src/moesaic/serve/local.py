@@ -94,9 +94,7 @@ class LocalModel:
         self, prompt: Prompt, *, show_experts: bool = False, **options: Unpack[SamplingOptions]
     ) -> Iterator[Step]:
         """Token by token. Raises MoesaicError before the first one."""
-        return generate_tokens(
-            self.model, self.encode(prompt), self.settings(**options), show_experts=show_experts
-        )
+        return generate_tokens(self.model, self.encode(prompt), self.settings(**options), show_experts=show_experts)
 
     def decoded(self, steps: Iterator[Step]) -> Iterator[tuple[str, Step]]:
         """Each step with the text that it made certain; a stop token has none, the last brings the rest."""
@@ -134,9 +132,7 @@ def find_model(folder: Path) -> Path:
     for place in (folder, folder / "model", Path("runs") / folder / "model"):
         if (place / "config.json").is_file():
             return place
-    raise ModelError(
-        f"no model in {folder}: it has no config.json; give a model folder, or a run that has finished"
-    )
+    raise ModelError(f"no model in {folder}: it has no config.json; give a model folder, or a run that has finished")
 
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:

@@ -93,9 +93,7 @@ class Chat:
             self.messages = self.messages[2:]
             dropped += 2
         if dropped:
-            self.note(
-                f"(forgot the {dropped} oldest messages: the context holds {self.model.context} tokens)"
-            )
+            self.note(f"(forgot the {dropped} oldest messages: the context holds {self.model.context} tokens)")
 
 
 def answer_rows(
@@ -151,9 +149,7 @@ def _rows(source: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(f"{source}, line {number}: not JSON ({error})") from error
-        usable = isinstance(row, dict) and (
-            isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list)
-        )
+        usable = isinstance(row, dict) and (isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list))
         if not usable:
             raise DataError(f"{source}, line {number}: needs a text `prompt` or a list `messages`")
         yield row

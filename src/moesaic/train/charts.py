@@ -40,11 +40,7 @@ def short(value: float) -> str:
     for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if size >= scale * 0.9995:
             return f"{value / scale:.3g}{unit}"
-    return (
-        f"{value:.3g}"
-        if size >= 0.01 or value == 0
-        else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
-    )
+    return f"{value:.3g}" if size >= 0.01 or value == 0 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
@@ -104,9 +100,7 @@ def line_chart(
         parts.append(_svg('<text x="{}" y="{}" text-anchor="end">{}</text>', LEFT - 7, y + 4, short(value)))
     for value in ticks(x_low, x_high, 6 if width < 700 else 10):
         x, _ = place(value, y_low)
-        parts.append(
-            _svg('<text x="{}" y="{}" text-anchor="middle">{}</text>', x, height - BOTTOM + 16, short(value))
-        )
+        parts.append(_svg('<text x="{}" y="{}" text-anchor="middle">{}</text>', x, height - BOTTOM + 16, short(value)))
     for mark in marks:
         x, _ = place(mark.x, y_low)
         parts.append(_svg('<line class="mark" x1="{}" x2="{}" y1="{}" y2="{}"/>', x, x, TOP, height - BOTTOM))
@@ -123,9 +117,7 @@ def line_chart(
         )
     for one in sorted(shown, key=lambda s: not s.faint):
         parts.append(_curve(one, [place(x, y) for x, y in one.points]))
-    parts.append(
-        _svg('<text x="{}" y="{}" text-anchor="middle">{}</text>', (LEFT + width) / 2, height - 6, x_label)
-    )
+    parts.append(_svg('<text x="{}" y="{}" text-anchor="middle">{}</text>', (LEFT + width) / 2, height - 6, x_label))
     middle = (TOP + height - BOTTOM) / 2
     turned = '<text transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>'
     parts.append(_svg(turned, middle, y_label))
@@ -154,9 +146,7 @@ def heat_map(
     for row, line in enumerate(values):
         y = 4 + row * side
         if row % -(-14 // max(1, round(side))) == 0:
-            parts.append(
-                _svg('<text x="{}" y="{}" text-anchor="end">{}</text>', LEFT - 7, y + side / 2 + 4, row)
-            )
+            parts.append(_svg('<text x="{}" y="{}" text-anchor="end">{}</text>', LEFT - 7, y + side / 2 + 4, row))
         for column, value in enumerate(line):
             kind, strength = ("over", (value - 1) / 1.5) if value > 1 else ("under", 1 - value)
             title = f"{row_label} {row}, {column_label} {column}: {value:.2f} x even"
@@ -178,13 +168,9 @@ def heat_map(
         if column_range is None and value != int(value):
             continue
         x = LEFT + ((value - low) / ((high - low) or 1) * (columns - 1) + 0.5) * cell
-        parts.append(
-            _svg('<text x="{}" y="{}" text-anchor="middle">{}</text>', x, height - BOTTOM + 16, short(value))
-        )
+        parts.append(_svg('<text x="{}" y="{}" text-anchor="middle">{}</text>', x, height - BOTTOM + 16, short(value)))
     parts.append(
-        _svg(
-            '<text x="{}" y="{}" text-anchor="middle">{}</text>', (LEFT + width) / 2, height - 6, column_label
-        )
+        _svg('<text x="{}" y="{}" text-anchor="middle">{}</text>', (LEFT + width) / 2, height - 6, column_label)
     )
     turned = '<text transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>'
     parts.append(_svg(turned, (height - BOTTOM) / 2, row_label))

@@ -84,14 +84,8 @@ class CheckpointStore:
                 self._write(step, tensors, documents, pin)
             except _SaveError as error:
                 more = attempt < self.retries
-                ending = (
-                    f"try {attempt + 2} of {self.retries + 1} follows"
-                    if more
-                    else "training goes on without it"
-                )
-                self._warn_once(
-                    f"checkpoint at step {step} was not saved: {error}; {ending}; check {self.folder}"
-                )
+                ending = f"try {attempt + 2} of {self.retries + 1} follows" if more else "training goes on without it"
+                self._warn_once(f"checkpoint at step {step} was not saved: {error}; {ending}; check {self.folder}")
                 if more:
                     time.sleep(_WAITS_S[min(attempt, len(_WAITS_S) - 1)])
             else:
@@ -121,9 +115,7 @@ class CheckpointStore:
         """What the caller added to a checkpoint, without tensors. Raises CheckpointError if it is damaged."""
         if path != self._verified:
             if problem := _on_first_rank(lambda: problem_of(path)):
-                raise CheckpointError(
-                    f"checkpoint {path} cannot be loaded: {problem}; resume from another one"
-                )
+                raise CheckpointError(f"checkpoint {path} cannot be loaded: {problem}; resume from another one")
             self._verified = path
         extra: dict[str, Any] = json.loads((path / EXTRA).read_text(encoding="utf-8"))
         return extra
@@ -143,9 +135,7 @@ class CheckpointStore:
         _compare(path, tensors, {n: m for n, m in stored.items() if n.split(".")[0] in wanted})
         kept = {n: v for n, v in stored_values.items() if n.split(".")[0] in wanted}
         if differing := sorted(kept.keys() ^ values.keys()):
-            raise CheckpointError(
-                f"checkpoint {path}: value {differing[0]!r} stands only on one side; {_REMEDY}"
-            )
+            raise CheckpointError(f"checkpoint {path}: value {differing[0]!r} stands only on one side; {_REMEDY}")
         try:
             with _quiet() as alone:
                 state_dict_loader.load(tensors, storage_reader=FileSystemReader(path), no_dist=alone)
@@ -154,9 +144,7 @@ class CheckpointStore:
         fill_values(state, kept)
         return extra
 
-    def _write(
-        self, step: int, tensors: dict[str, torch.Tensor], documents: Mapping[str, bytes], pin: bool
-    ) -> None:
+    def _write(self, step: int, tensors: dict[str, torch.Tensor], documents: Mapping[str, bytes], pin: bool) -> None:
         """One try. Raises _SaveError, on every rank alike, and leaves no partial behind."""
         final = self.folder / f"step_{step:08d}"
         partial = self.folder / f"{final.name}.partial"
@@ -176,14 +164,10 @@ class CheckpointStore:
         self._remove_partials()
         partial.mkdir(parents=True)
 
-    def _commit(
-        self, step: int, partial: Path, final: Path, documents: Mapping[str, bytes], pin: bool
-    ) -> None:
+    def _commit(self, step: int, partial: Path, final: Path, documents: Mapping[str, bytes], pin: bool) -> None:
         for name, content in documents.items():
             write_durably(partial / name, content)
-        files = {
-            p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(partial.iterdir())
-        }
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(partial.iterdir())}
         manifest = json.dumps({"format": 1, "step": step, "pinned": pin, "files": files}, indent=1).encode()
         write_durably(partial / MANIFEST, manifest)
         sync_folder(partial)

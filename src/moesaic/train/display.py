@@ -103,9 +103,7 @@ class Display:
             f"step {metrics.get('step', 0)}",
             *_numbers(metrics),
         ]
-        return " · ".join(
-            [*parts, *([f"{_clock((self._tokens - done) / self._rate)} left"] if self._rate else [])]
-        )
+        return " · ".join([*parts, *([f"{_clock((self._tokens - done) / self._rate)} left"] if self._rate else [])])
 
     def _render(self, metrics: Mapping[str, Any]) -> Group:
         done = self._done(metrics)

@@ -44,11 +44,16 @@ def model_card(folder: RunFolder, recipe: Recipe, model: Transformer, ledger: Le
     ]
     for source in recipe.data.sources:
         tokens, epochs = ledger.tokens[source.name], ledger.epochs(source.name)
-        lines.append(f"| {source.name} | {source.kind} | {source.licence} | {tokens:,} | {epochs:.2f} of {source.epochs} |")
+        lines.append(
+            f"| {source.name} | {source.kind} | {source.licence} | {tokens:,} | {epochs:.2f} of {source.epochs} |"
+        )
     lines += ["", "The weights' licence follows from these.", "", "## Evaluation", ""]
     metrics = read_metrics(folder.metrics)
     evaluations = [m for m in metrics if m.get("event") == "evaluation"]
-    lines += ["| after stage | held-out source | bits per byte | standard error |", "| --- | --- | --- | --- |"]
+    lines += [
+        "| after stage | held-out source | bits per byte | standard error |",
+        "| --- | --- | --- | --- |",
+    ]
     for event in evaluations:
         for source_name, bits in event["bits_per_byte"].items():
             error = event["standard_error"][source_name]
@@ -56,8 +61,10 @@ def model_card(folder: RunFolder, recipe: Recipe, model: Transformer, ledger: Le
     loads = [m["load"] for m in metrics if m.get("load")]
     if loads:
         lines += ["", "## Expert load at the last step", ""]
-        lines.append("Share of assignments, least and most used expert of each layer (even would be "
-                     f"{1 / config.n_experts:.3f}):")
+        lines.append(
+            "Share of assignments, least and most used expert of each layer (even would be "
+            f"{1 / config.n_experts:.3f}):"
+        )
         lines.append("")
         lines += [f"- layer {i}: {min(row):.3f} to {max(row):.3f}" for i, row in enumerate(loads[-1])]
     lines += [

@@ -27,9 +27,7 @@ def forecast(
     activations.
     """
     total, active = recipe.model.parameters(), recipe.model.active_parameters
-    capacity = (
-        {s.name: source_tokens[s.name] * s.epochs for s in recipe.data.sources} if source_tokens else None
-    )
+    capacity = {s.name: source_tokens[s.name] * s.epochs for s in recipe.data.sources} if source_tokens else None
     left = dict(capacity) if capacity else None
     stages: list[dict[str, Any]] = []
     for stage in recipe.stages:
@@ -98,9 +96,7 @@ def _draw(stage: Stage, capacity: Mapping[str, int], left: Mapping[str, int]) ->
     return drawn
 
 
-def _epochs(
-    drawn: Mapping[str, int] | None, source_tokens: Mapping[str, int] | None
-) -> dict[str, float] | None:
+def _epochs(drawn: Mapping[str, int] | None, source_tokens: Mapping[str, int] | None) -> dict[str, float] | None:
     if drawn is None or source_tokens is None:
         return None
     return {name: used / source_tokens[name] if source_tokens[name] else 0.0 for name, used in drawn.items()}

@@ -31,9 +31,7 @@ def write_report(run: Path) -> Path:
     steps = [line for line in metrics if "event" not in line]
     evaluations = [line for line in metrics if line.get("event") == "evaluation"]
     forecast = _read(run / "forecast.json")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"short": short, "clock": clock, "bytes": lambda n: f"{short(n)}B"}
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     recipe = _recipe(run / "recipe.toml")
@@ -45,7 +43,7 @@ def write_report(run: Path) -> Path:
         facts=_facts(steps),
         charts=training_charts(steps, evaluations),
         load=load_charts(steps),
-        positions=position_charts(evaluations, recipe),
+        positions=position_charts([line for line in metrics if line.get("event") == "loss_by_position"], recipe),
         ledger=_read(run / "ledger.json"),
         stages=forecast_against_actual(forecast, steps),
         samples=[line for line in metrics if line.get("event") == "sample"][-12:],
@@ -74,10 +72,8 @@ def training_charts(steps: Sequence[Line], evaluations: Sequence[Line]) -> dict[
     clock_at = {s["step"]: s["tokens"] for s in steps}
     held_out: dict[str, list[tuple[float, float]]] = {}
     for line in evaluations:
-        # A look before a stage carries the number of the stage's first step, to come after it.
-        step = line["step"] - (1 if line.get("before") else 0)
-        for source, bits in (line.get("bits_per_byte") or {}).items():
-            held_out.setdefault(source, []).append((clock_at.get(step, 0), bits))
+        for source, bits in line["bits_per_byte"].items():
+            held_out.setdefault(source, []).append((clock_at.get(line["at_step"], 0), bits))
     colors = [Series(name, points, i % 6, dots=True) for i, (name, points) in enumerate(held_out.items())]
     return {
         "loss": line_chart(loss, "tokens", "loss, nats per token", marks=marks, width=1080, height=300),
@@ -100,8 +96,7 @@ def load_charts(steps: Sequence[Line]) -> dict[str, Markup] | None:
     stride = -(-len(loads) // STRIP_COLUMNS)
     groups = [loads[i : i + stride] for i in range(0, len(loads), stride)]
     busiest = [
-        [sum(max(load[layer]) for _, load in g) / len(g) * len(last[0]) for g in groups]
-        for layer in range(len(last))
+        [sum(max(load[layer]) for _, load in g) / len(g) * len(last[0]) for g in groups] for layer in range(len(last))
     ]
     clock_range = (float(loads[0][0]), float(loads[-1][0]))
     return {
@@ -110,17 +105,22 @@ def load_charts(steps: Sequence[Line]) -> dict[str, Markup] | None:
     }
 
 
-def position_charts(evaluations: Sequence[Line], recipe: Recipe | None) -> list[tuple[str, Markup]]:
+def position_charts(looks: Sequence[Line], recipe: Recipe | None) -> list[tuple[str, Markup]]:
     """Loss by position for each stage that was looked at before and after, or only after."""
     out: list[tuple[str, Markup]] = []
     lengths = {s.name: s.seq_len for s in recipe.stages} if recipe else {}
     names = list(lengths)
-    for stage in dict.fromkeys(line["stage"] for line in evaluations):
+    for stage in dict.fromkeys(line["stage"] for line in looks):
         curves = [
-            Series(f"{'before' if when else 'after'} {stage}", line["loss_by_position"], int(when), dots=True)
+            Series(
+                f"{'before' if when else 'after'} {stage}",
+                [(p, nats) for p, nats, _ in line["points"]],
+                int(when),
+                dots=True,
+            )
             for when in (True, False)
-            for line in [e for e in evaluations if e["stage"] == stage and bool(e.get("before")) is when][-1:]
-            if line.get("loss_by_position")
+            for line in [e for e in looks if e["stage"] == stage and e["before"] is when][-1:]
+            if line["points"]
         ]
         index = names.index(stage) if stage in names else 0
         seen = max((lengths[n] for n in names[:index]), default=0)

@@ -81,9 +81,7 @@ class Run:
         self.display, self.stop = display, stop
         self.machine = Machine.detect()
         checkpoints = recipe.checkpoints
-        self.store = CheckpointStore(
-            folder.checkpoints, checkpoints.keep, checkpoints.retries, warn=display.message
-        )
+        self.store = CheckpointStore(folder.checkpoints, checkpoints.keep, checkpoints.retries, warn=display.message)
         self.ledger = Ledger({name: shard.input_tokens for name, shard in data.train.items()})
         self.progress = Progress()
         self.ordinals: dict[str, int] = {}  # where each source goes on in the next stage

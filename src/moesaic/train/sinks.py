@@ -37,18 +37,22 @@ def scalars(line: Mapping[str, Any]) -> dict[str, float]:
             shares = [share * len(layer) for layer in value for share in layer]
             out |= {"load/min": min(shares), "load/max": max(shares)}
         for name, number in value.items() if isinstance(value, Mapping) else [("", value)]:
-            if isinstance(number, int | float) and key != "step":
+            if isinstance(number, int | float) and key not in ("step", "at_step"):
                 out[f"{key}/{name}".rstrip("/")] = float(number)
     return out
+
+
+def step_of(line: Mapping[str, Any]) -> int:
+    """Step of a line, or the step at which an event happened."""
+    step: int = line["step"] if "step" in line else line["at_step"]
+    return step
 
 
 def _package(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MoesaicError(
-            f"--log {extra} needs a package that is missing: pip install 'moesaic[{extra}]'"
-        ) from error
+        raise MoesaicError(f"--log {extra} needs a package that is missing: pip install 'moesaic[{extra}]'") from error
 
 
 class TensorBoard:
@@ -62,13 +66,11 @@ class TensorBoard:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """See Sink."""
-        if (
-            self._writer is None
-        ):  # only now is the first step known: after a resume, hide what was seen beyond it
-            self._writer = self._open(log_dir=str(self._folder), purge_step=line["step"])
-            self._writer.add_text("recipe", str(self._config), line["step"])
+        if self._writer is None:  # only now is the first step known: after a resume, hide what was seen beyond it
+            self._writer = self._open(log_dir=str(self._folder), purge_step=step_of(line))
+            self._writer.add_text("recipe", str(self._config), step_of(line))
         for name, value in scalars(line).items():
-            self._writer.add_scalar(name, value, line["step"])
+            self._writer.add_scalar(name, value, step_of(line))
 
     def close(self) -> None:
         """See Sink."""
@@ -87,7 +89,7 @@ class WandB:
     def log(self, line: Mapping[str, Any]) -> None:
         """See Sink."""
         if numbers := scalars(line):
-            self._run.log(numbers, step=line["step"])
+            self._run.log(numbers, step=step_of(line))
 
     def close(self) -> None:
         """See Sink."""
@@ -104,7 +106,7 @@ class Trackio:
     def log(self, line: Mapping[str, Any]) -> None:
         """See Sink."""
         if numbers := scalars(line):
-            self._module.log(numbers, step=line["step"])
+            self._module.log(numbers, step=step_of(line))
 
     def close(self) -> None:
         """See Sink."""

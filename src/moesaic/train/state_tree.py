@@ -18,20 +18,12 @@ def flatten_state(state: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         elif leaf is None or isinstance(leaf, bool | int | float | str):
             values[name] = leaf
         else:
-            raise TypeError(
-                f"state {name!r} is a {type(leaf).__name__}; store tensors, numbers, strings or None"
-            )
+            raise TypeError(f"state {name!r} is a {type(leaf).__name__}; store tensors, numbers, strings or None")
     return tensors, values
 
 
 def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    items = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list | tuple)
-        else None
-    )
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else None
     if items is None:
         yield prefix, node
         return

@@ -77,9 +77,7 @@ class TrainStep:
     def accumulate(self, micro: Batch, labels: int, sequences: int, totals: Tensor) -> Tensor:
         """Add the gradients of one micro-batch and its losses to `totals`; return assignments `[layers, experts]`."""
         model, config = self.model, self.model.config
-        hidden_BSD, stats = model.hidden(
-            micro.tokens, micro.positions, micro.documents, collect_stats=self.sparse
-        )
+        hidden_BSD, stats = model.hidden(micro.tokens, micro.positions, micro.documents, collect_stats=self.sparse)
         hidden_TD, labels_T = hidden_BSD.flatten(0, 1), micro.labels.flatten()
         if self.teacher is None:
             loss = next_token_loss(hidden_TD, model.head_weight, labels_T) / max(labels, 1)
@@ -90,9 +88,9 @@ class TrainStep:
         if stats:
             previous = config.balance_scope == "previous_batch"
             loads = [self.previous_load_LE[i] if previous else None for i in range(len(stats))]
-            balance = sum_tensors(
-                balance_loss(s, config.top_k, load) for s, load in zip(stats, loads, strict=True)
-            ) / (sequences * len(stats))
+            balance = sum_tensors(balance_loss(s, config.top_k, load) for s, load in zip(stats, loads, strict=True)) / (
+                sequences * len(stats)
+            )
             z = sum_tensors(z_loss(s) for s in stats) / (sequences * len(stats))
             # Reported as means over layers; weighted as sums, so that each layer feels the same pull at any depth.
             objective = loss + len(stats) * (config.balance_weight * balance + config.z_weight * z)

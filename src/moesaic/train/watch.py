@@ -54,6 +54,4 @@ class Watch:
 
     def _event(self, event: str, stage: Stage, step: int, **values: Any) -> None:
         # `at_step`, not `step`: in metrics.jsonl a step stands once.
-        self.log.write(
-            {"event": event, "stage": stage.name, "at_step": step, "seq_len": stage.seq_len} | values
-        )
+        self.log.write({"event": event, "stage": stage.name, "at_step": step, "seq_len": stage.seq_len} | values)

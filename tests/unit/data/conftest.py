@@ -21,8 +21,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "talks.jsonl").open("w") as file:
         for _ in range(60):
             turns = [
-                {"role": ("user", "assistant")[i % 2], "content": sentence(rng, rng.randrange(1, 12))}
-                for i in range(6)
+                {"role": ("user", "assistant")[i % 2], "content": sentence(rng, rng.randrange(1, 12))} for i in range(6)
             ]
             file.write(json.dumps({"messages": turns}) + "\n")
     return folder

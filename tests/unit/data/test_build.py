@@ -114,18 +114,14 @@ def test_duplicates_are_dropped_within_and_across_sources(tmp_path: Path) -> Non
 def test_max_bytes_takes_whole_documents_in_a_fixed_order(tmp_path: Path) -> None:
     rng = random.Random(3)
     write_texts(tmp_path / "a.jsonl", [sentence(rng, 60) for _ in range(100)])
-    recipe = make_recipe(
-        [{"name": "a", "path": str(tmp_path / "a.jsonl"), "max_bytes": 5000}], dedup_threshold=0
-    )
+    recipe = make_recipe([{"name": "a", "path": str(tmp_path / "a.jsonl"), "max_bytes": 5000}], dedup_threshold=0)
     (a,) = build_data(recipe, tmp_path / "home").manifest["sources"]
     assert 4000 < a["train"]["bytes"] + a["held_out"]["bytes"] <= 5000
 
 
 def test_a_corpus_of_one_document_is_trained_on(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one and only text")
-    folder = build_data(
-        make_recipe([{"name": "a", "path": str(tmp_path / "a.txt")}], held_out=0.49), tmp_path / "home"
-    )
+    folder = build_data(make_recipe([{"name": "a", "path": str(tmp_path / "a.txt")}], held_out=0.49), tmp_path / "home")
     assert len(folder.train["a"]) == 1
     assert len(folder.held_out["a"]) == 0
 
@@ -168,9 +164,7 @@ def test_near_duplicates_follow_the_jaccard_similarity_of_shingles() -> None:
     words = text.split()
     slightly = " ".join([*words[:200], "changed", *words[201:]])
     half = " ".join([*words[:200], *(str(rng.randrange(10_000)) for _ in range(200))])
-    exact = len(set(shingles(text)) & set(shingles(slightly))) / len(
-        set(shingles(text)) | set(shingles(slightly))
-    )
+    exact = len(set(shingles(text)) & set(shingles(slightly))) / len(set(shingles(text)) | set(shingles(slightly)))
     assert exact > 0.9
     seen = NearDuplicates(0.8)
     assert [seen.seen(t) for t in (text, slightly, half, text.upper())] == [False, True, False, True]
@@ -185,7 +179,5 @@ def test_near_duplicates_are_told_by_the_threshold(kept: int, least: int, most: 
     for _ in range(40):
         words = [str(rng.randrange(10_000)) for _ in range(400)]
         seen.seen(" ".join(words))
-        dropped += seen.seen(
-            " ".join([*words[:kept], *(str(rng.randrange(10_000)) for _ in range(400 - kept))])
-        )
+        dropped += seen.seen(" ".join([*words[:kept], *(str(rng.randrange(10_000)) for _ in range(400 - kept))]))
     assert least <= dropped <= most

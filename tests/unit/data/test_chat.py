@@ -77,15 +77,13 @@ def test_two_people_become_user_and_assistant() -> None:
 
 
 contents = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda t: "<|" not in t)
-chats = st.lists(
-    st.tuples(st.sampled_from(["system", "user", "assistant"]), contents), min_size=1, max_size=5
-).map(lambda rows: [{"role": role, "content": content} for role, content in rows])
+chats = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), contents), min_size=1, max_size=5).map(
+    lambda rows: [{"role": role, "content": content} for role, content in rows]
+)
 
 
 @given(st.lists(chats, max_size=4))
-def test_tokens_equal_the_rendered_text_and_the_mask_is_the_assistants(
-    tokenizer: Tokenizer, many: list
-) -> None:
+def test_tokens_equal_the_rendered_text_and_the_mask_is_the_assistants(tokenizer: Tokenizer, many: list) -> None:
     encoded = encode_chats(tokenizer, many)
     assert len(encoded) == len(many)
     for chat, (tokens, mask) in zip(many, encoded, strict=True):
@@ -130,9 +128,7 @@ def test_a_foreign_template_gives_the_same_mask(tokenizer: Tokenizer, tmp_path: 
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    other = foreign(
-        tokenizer, tmp_path, "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    )
+    other = foreign(tokenizer, tmp_path, "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(DataError, match="only appends"):
         encode_chat(other, [*EXCHANGE, *EXCHANGE])
 

@@ -28,9 +28,7 @@ def rows(batches: list[Batch]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("weights", [None, {"stories": 0.3, "talks": 0.7}])
-def test_each_source_ends_exactly_at_its_epochs(
-    folder: DataFolder, recipe: Recipe, weights: dict | None
-) -> None:
+def test_each_source_ends_exactly_at_its_epochs(folder: DataFolder, recipe: Recipe, weights: dict | None) -> None:
     loader = Loader(folder, stage_of(recipe, weights=weights), recipe, seed=1)
     ledger = Ledger(folder.epoch_tokens)
     promised = loader.available_tokens
@@ -59,9 +57,7 @@ def test_every_document_is_seen_as_often_as_declared(folder: DataFolder, recipe:
 
 
 @pytest.mark.parametrize("before", [0, 1, 7, 40])
-def test_a_resumed_loader_goes_on_as_if_nothing_happened(
-    folder: DataFolder, recipe: Recipe, before: int
-) -> None:
+def test_a_resumed_loader_goes_on_as_if_nothing_happened(folder: DataFolder, recipe: Recipe, before: int) -> None:
     loader = Loader(folder, stage_of(recipe), recipe, seed=1)
     for _ in range(before):
         loader.next_batch(3)
@@ -109,9 +105,7 @@ def test_loss_on_assistant_learns_only_what_the_assistant_says(folder: DataFolde
     text = tokenizer.decode(batch.tokens[batch.documents != PADDING].tolist(), specials=True)
     wanted = [turn.split("<|im_end|>")[0] for turn in text.split("<|im_start|>assistant\n")[1:]]
     assert tokenizer.decode(learned, specials=True) == "".join(f"{w}<|im_end|>" for w in wanted)
-    everything = Loader(folder, stage_of(recipe, sources=("talks",), seq_len=256), recipe, seed=1).next_batch(
-        1
-    )
+    everything = Loader(folder, stage_of(recipe, sources=("talks",), seq_len=256), recipe, seed=1).next_batch(1)
     assert everything is not None
     assert (everything.labels[everything.documents != PADDING] != IGNORE).all()
 

@@ -12,11 +12,7 @@ sources_strategy = st.lists(
     st.tuples(st.integers(1, 60), st.integers(1, 500), st.integers(1, 4), st.integers(0, 30)),
     min_size=1,
     max_size=4,
-).map(
-    lambda rows: [
-        MixedSource(f"s{i}", n, t + n, e, min(start, n * e)) for i, (n, t, e, start) in enumerate(rows)
-    ]
-)
+).map(lambda rows: [MixedSource(f"s{i}", n, t + n, e, min(start, n * e)) for i, (n, t, e, start) in enumerate(rows)])
 
 
 @given(sources_strategy, st.integers(1, 3000), st.booleans())

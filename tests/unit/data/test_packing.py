@@ -56,9 +56,7 @@ def test_packing_is_deterministic_and_no_sequence_overflows(sizes: list[int], se
 
 @given(lengths, seq_lens)
 @settings(max_examples=50)
-def test_best_fit_puts_no_two_half_empty_sequences_that_would_fit_together(
-    sizes: list[int], seq_len: int
-) -> None:
+def test_best_fit_puts_no_two_half_empty_sequences_that_would_fit_together(sizes: list[int], seq_len: int) -> None:
     used = [sum(p.length for p in row) for row in pack(sizes, seq_len)]
     # Any two sequences hold more than one together, else the later one's largest piece had found room before.
     assert sum(2 * u <= seq_len for u in used) <= 1

@@ -48,9 +48,7 @@ def test_an_empty_shard_opens(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [".bin", ".idx", ".mask.bin", ".mask.idx", ".bytes.npy"])
 @pytest.mark.parametrize("cut", [0, 1, 30])
-def test_a_missing_or_truncated_file_is_an_error_with_name_and_remedy(
-    tmp_path: Path, end: str, cut: int
-) -> None:
+def test_a_missing_or_truncated_file_is_an_error_with_name_and_remedy(tmp_path: Path, end: str, cut: int) -> None:
     file = write(tmp_path).with_name("a.b" + end)
     if cut:
         data = file.read_bytes()

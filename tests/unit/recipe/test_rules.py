@@ -1,4 +1,4 @@
-"""Recipes: what is refused, by name and with a remedy; what the hashes cover; how single values are overridden."""
+"""Recipes: what is refused, by name and with a remedy; what the hashes cover; how values are overridden."""
 
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,7 @@ def test_mistakes_are_named_with_what_to_change(
     assert str(error.value).count("\n") <= 1
 
 
-MODEL = Model(
-    vocab_size=512, d_model=64, n_layers=4, n_heads=4, head_dim=16, n_kv_heads=2, d_ff=64, n_experts=4
-)
+MODEL = Model(vocab_size=512, d_model=64, n_layers=4, n_heads=4, head_dim=16, n_kv_heads=2, d_ff=64, n_experts=4)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +170,7 @@ def test_overrides_that_lead_nowhere(plain: dict[str, Any], text: str, message: 
 
 
 def test_files_that_are_not_recipes(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no recipe file 'nowhere'; shipped recipes: .*pocket"):
+    with pytest.raises(RecipeError, match=r"no recipe file 'nowhere'; shipped recipes: .*pocket"):
         read_recipe("nowhere")
     for content in (b"a = ", b"\xff\xfe\x00"):
         (tmp_path / "x.toml").write_bytes(content)
@@ -183,11 +181,7 @@ def test_files_that_are_not_recipes(tmp_path: Path) -> None:
 def test_relative_paths_are_relative_to_the_recipe_file(tmp_path: Path, plain: dict[str, Any]) -> None:
     from moesaic.recipe.show import to_toml
 
-    text = (
-        to_toml(check_recipe(plain, "x"))
-        .replace("/data/prose", "prose")
-        .replace("/data/code", "builtin:code")
-    )
+    text = to_toml(check_recipe(plain, "x")).replace("/data/prose", "prose").replace("/data/code", "builtin:code")
     (tmp_path / "x.toml").write_text(text)
     found = {s.name: s.path for s in read_recipe(tmp_path / "x.toml").data.sources}
     assert found == {"prose": str(tmp_path / "prose"), "code": "builtin:code", "talk": "/data/talk.jsonl"}

@@ -1,4 +1,4 @@
-"""A recipe as text: TOML reads back equal, differences carry the paths of --set, schema and page are complete."""
+"""A recipe as text: TOML reads back equal, differences carry paths of --set, schema and page are complete."""
 
 import json
 import tomllib
@@ -64,7 +64,7 @@ def test_differences_show_what_one_side_lacks_and_the_order(recipe: Recipe, plai
 def test_init_gives_the_shipped_text_with_its_comments() -> None:
     for name, path in recipe_files().items():
         assert init(name) == path.read_text()
-    with pytest.raises(RecipeError, match="no shipped recipe 'mine' to start from; there are: .*pocket"):
+    with pytest.raises(RecipeError, match=r"no shipped recipe 'mine' to start from; there are: .*pocket"):
         init("mine")
 
 
@@ -87,7 +87,7 @@ def test_every_field_says_meaning_unit_and_when_to_change_it(part: type) -> None
 
 @pytest.mark.parametrize("text", ["", "meaning", "meaning | unit", "meaning | | when", "a | b | c | d"])
 def test_an_incomplete_docstring_is_found(text: str) -> None:
-    with pytest.raises(ValueError, match="X.y: its docstring must read `meaning | unit"):
+    with pytest.raises(ValueError, match=r"X\.y: its docstring must read `meaning | unit"):
         split_doc(text, "X.y")
 
 

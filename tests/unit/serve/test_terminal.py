@@ -61,7 +61,7 @@ def test_old_turns_are_forgotten_when_the_context_is_full(local: LocalModel) -> 
 def test_a_question_that_does_not_fit_is_refused_and_the_chat_goes_on(local: LocalModel) -> None:
     chat, out, notes = talk(local, "word " * 300, "hello")
     assert "shorten the prompt" in notes[1]
-    assert [m["content"] for m in chat.messages][0] == "hello"
+    assert chat.messages[0]["content"] == "hello"
     assert out.count("\n") >= 1
 
 

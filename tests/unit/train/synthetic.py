@@ -74,8 +74,8 @@ def write_run(folder: Path) -> Path:
     skew = [[dice.gauss(0, 0.35) for _ in range(EXPERTS)] for _ in range(LAYERS)]
     for stage in ours.stages:
         done, start = 0, step
-        if step:
-            lines.append(evaluation(stage.name, step + 1, stage.seq_len, True, broken=stage.name == "extend"))
+        if stage.name == "extend":
+            lines.append(curve(stage.name, step + 1, stage.seq_len, before=True))
         while done < stage.tokens:
             batch = stage.batch_tokens(done)
             done, clock, step = done + batch, clock + batch, step + 1
@@ -104,17 +104,15 @@ def write_run(folder: Path) -> Path:
                     "time_iso": "2026-01-02T03:04:05.678+00:00",
                 }
             )
-        lines.append(evaluation(stage.name, step, stage.seq_len, False))
+        lines.append(evaluation(stage.name, step))
+        if stage.name == "extend":
+            lines.append(curve(stage.name, step, stage.seq_len, before=False))
         for prompt, reply in (
             ("Hello! How are you?", "I am fine <3 & you?"),
             ("What is 2 + 2?", "4, I believe."),
         ):
-            lines.append(
-                {"event": "sample", "stage": stage.name, "step": step, "prompt": prompt, "reply": reply}
-            )
-    lines.append(
-        {"event": "resume", "stage": "pretrain", "step": 150, "time_iso": "2026-01-02T03:04:05+00:00"}
-    )
+            lines.append({"event": "sample", "stage": stage.name, "at_step": step, "prompt": prompt, "reply": reply})
+    lines.append({"event": "resume", "stage": "pretrain", "at_step": 150, "time_iso": "2026-01-02T03:04:05+00:00"})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     sources = {
         s.name: {
@@ -135,12 +133,16 @@ def write_run(folder: Path) -> Path:
     return folder
 
 
-def evaluation(stage: str, step: int, seq_len: int, before: bool, broken: bool = False) -> dict[str, Any]:
-    """A look from outside; `broken`: loss rises beyond position 128, as before longer context is learned."""
-    curve = [
-        [p, 3.0 + 1.5 / math.sqrt(p / 16 + 1) + (0.004 * (p - 128) if broken and p > 128 else 0)]
+def evaluation(stage: str, step: int) -> dict[str, Any]:
+    """Held-out bits after a stage."""
+    bits = {"prose": 2.4 - step / 1000, "stdlib": 1.9 - step / 1200, "dialogue": 2.2 - step / 900}
+    return {"event": "evaluation", "stage": stage, "at_step": step, "bits_per_byte": bits}
+
+
+def curve(stage: str, step: int, seq_len: int, before: bool) -> dict[str, Any]:
+    """Loss by position, with an error; it rises beyond position 128 before longer context is learned."""
+    points = [
+        [p, 3.0 + 1.5 / math.sqrt(p / 16 + 1) + (0.004 * (p - 128) if before and p > 128 else 0), 0.1]
         for p in range(16, seq_len + 1, 16)
     ]
-    bits = {"prose": 2.4 - step / 1000, "stdlib": 1.9 - step / 1200, "dialogue": 2.2 - step / 900}
-    line: dict[str, Any] = {"event": "evaluation", "stage": stage, "step": step, "before": before}
-    return line | {"seq_len": seq_len, "bits_per_byte": bits, "loss_by_position": curve}
+    return {"event": "loss_by_position", "stage": stage, "at_step": step, "before": before, "points": points}

@@ -155,9 +155,7 @@ def flip(path: Path, name: str) -> None:
     ],
     ids=["truncated", "flipped tensor", "flipped metadata", "flipped manifest", "no marker", "missing file"],
 )
-def test_a_damaged_checkpoint_is_passed_over_with_its_reason(
-    tmp_path: Path, damage: Any, reason: str
-) -> None:
+def test_a_damaged_checkpoint_is_passed_over_with_its_reason(tmp_path: Path, damage: Any, reason: str) -> None:
     store, warnings = store_at(tmp_path)
     store.save(1, small_state(1.0), {"step": 1})
     store.save(2, small_state(2.0), {"step": 2})
@@ -246,9 +244,7 @@ def test_a_full_disk_is_retried_and_then_survived(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file that is always full")
-def test_a_disk_that_fills_up_among_the_tensors_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up_among_the_tensors_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, warnings = store_at(tmp_path)
     begin = CheckpointStore._begin
 
@@ -262,9 +258,7 @@ def test_a_disk_that_fills_up_among_the_tensors_is_named(
     assert names(tmp_path) == []
 
 
-def test_ctrl_c_while_saving_is_not_taken_for_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_while_saving_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -303,9 +297,7 @@ for moment in sys.argv[2:]:
         os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, moment
 """
-MOMENTS = [
-    f"{point}-{step}" for point in ("tensors", "manifest.json", "rename", "COMMITTED") for step in (1, 2)
-]
+MOMENTS = [f"{point}-{step}" for point in ("tensors", "manifest.json", "rename", "COMMITTED") for step in (1, 2)]
 
 
 def test_whenever_a_save_is_killed_the_one_before_it_loads(tmp_path: Path) -> None:

@@ -43,14 +43,11 @@ def test_a_log_gets_a_line_at_the_first_step_every_ten_seconds_and_at_the_end(cl
     assert lines[0] == "stage pretrain: 100.0k tokens"
     assert [part.split(" · ")[1] for part in lines[1:]] == ["step 1", "step 41", "step 81", "step 100"]
     assert lines[1] == (
-        "pretrain 1.0% · step 1 · loss 3.1416 · lr 1.00e-03 · norm 0.50 · "
-        "1,000 tokens/s · 51% of peak · 1:39 left"
+        "pretrain 1.0% · step 1 · loss 3.1416 · lr 1.00e-03 · norm 0.50 · 1,000 tokens/s · 51% of peak · 1:39 left"
     )
 
 
-def test_a_terminal_is_redrawn_at_most_four_times_a_second(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_is_redrawn_at_most_four_times_a_second(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=160)
     with Display(console) as shown:
         draws = 0

@@ -21,9 +21,7 @@ def stage_of(result: dict[str, Any], name: str) -> dict[str, Any]:
     starts=st.sets(st.integers(1, 4000), min_size=3, max_size=3),
 )
 def test_steps_are_those_of_a_run_that_counts_them(tokens: int, sizes: list[int], starts: set[int]) -> None:
-    ramp = [
-        BatchStep(after_tokens=a, tokens=8 * n) for a, n in zip([0, *sorted(starts)], sizes, strict=False)
-    ]
+    ramp = [BatchStep(after_tokens=a, tokens=8 * n) for a, n in zip([0, *sorted(starts)], sizes, strict=False)]
     stage = Stage(name="s", sources=("x",), tokens=tokens, seq_len=8, batch=tuple(ramp))
     done = steps = 0
     while done < tokens:
@@ -72,14 +70,10 @@ def test_what_a_spent_source_cannot_give_the_others_do() -> None:
     assert stage_of(result, "pretrain")["tokens"] == 2_000_000
     weighted = recipe().model_copy(
         update={
-            "stages": (
-                recipe().stages[0].model_copy(update={"weights": {"prose": 8, "stdlib": 1, "dialogue": 1}}),
-            )
+            "stages": (recipe().stages[0].model_copy(update={"weights": {"prose": 8, "stdlib": 1, "dialogue": 1}}),)
         }
     )
-    pretrain = forecast(weighted, {}, {"prose": 10_000, "stdlib": 2_000_000, "dialogue": 2_000_000})[
-        "stages"
-    ][0]
+    pretrain = forecast(weighted, {}, {"prose": 10_000, "stdlib": 2_000_000, "dialogue": 2_000_000})["stages"][0]
     assert pretrain["epochs"]["prose"] == 2.0
     assert pretrain["epochs"]["stdlib"] == pytest.approx(pretrain["epochs"]["dialogue"])
     assert pretrain["tokens"] == pytest.approx(2_000_000, abs=2)

@@ -41,7 +41,7 @@ def test_a_resume_drops_later_steps_and_the_torn_line(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "m")
     for step in (1, 2, 3, 4):
         log.write({"step": step})
-    log.write({"event": "evaluation", "step": 3})
+    log.write({"event": "evaluation", "at_step": 3})
     with log.path.open("a") as file:
         file.write('{"step": 5, "lo')
     log.truncate_after(2)
@@ -76,9 +76,7 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 7])
-def test_a_full_disk_delays_lines_and_tears_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
-) -> None:
+def test_a_full_disk_delays_lines_and_tears_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
     """The disk takes none of the line, or only its first bytes."""
     warnings: list[str] = []
     log = MetricsLog(tmp_path / "m", warn=warnings.append)
@@ -124,7 +122,7 @@ def test_lines_reach_the_sink_under_the_name_of_the_run(
     monkeypatch.setitem(sys.modules, name, recorder)  # type: ignore[arg-type]
     with MetricsLog(tmp_path / "metrics.jsonl", [open_sink(name, tmp_path, {"seed": 1})]) as log:
         log.write({"step": 3, "loss": 2.0})
-        log.write({"event": "sample", "step": 3, "reply": "hi"})
+        log.write({"event": "sample", "at_step": 3, "reply": "hi"})
     (begin, _, options), *logged, (end, _, _) = recorder.calls
     assert (begin, end) == ("init", "finish")
     assert options["name"] == tmp_path.name
@@ -132,9 +130,7 @@ def test_lines_reach_the_sink_under_the_name_of_the_run(
     assert logged == [("log", ({"loss": 2.0},), {"step": 3})]
 
 
-def test_tensorboard_hides_what_a_resume_writes_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_hides_what_a_resume_writes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     modules = {"tensorboard": recorder, "torch.utils.tensorboard": recorder}
     for name, module in modules.items():
@@ -151,9 +147,7 @@ def test_tensorboard_hides_what_a_resume_writes_again(
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
-def test_a_missing_package_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MoesaicError, match=rf"pip install 'moesaic\[{name}\]'"):
         open_sink(name, tmp_path, {})

@@ -63,7 +63,7 @@ def test_a_whole_run_is_told_in_one_file(tmp_path: Path) -> None:
 def test_text_of_a_model_cannot_become_markup(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    sample = '{"event": "sample", "stage": "<b>","step": 1, "prompt": "p", "reply": "<script>x</script>"}\n'
+    sample = '{"event": "sample", "stage": "<b>","at_step": 1, "prompt": "p", "reply": "<script>x</script>"}\n'
     (run / "metrics.jsonl").write_text(sample)
     check(write_report(run).read_text(encoding="utf-8"))
 
@@ -105,11 +105,11 @@ def test_actual_figures_are_those_of_the_steps(tmp_path: Path) -> None:
     assert sum(row["seconds"] for row in rows) == pytest.approx(sum(s["seconds"] for s in steps))
 
 
-def test_a_look_before_a_stage_stands_where_the_stage_before_it_ended(tmp_path: Path) -> None:
+def test_held_out_points_stand_where_their_stage_ended(tmp_path: Path) -> None:
     lines = read_metrics(write_run(tmp_path / "run") / "metrics.jsonl")
     looks = [line for line in lines if line.get("event") == "evaluation"]
     chart = training_charts([line for line in lines if "event" not in line], looks)["held_out"]
-    assert len(looks) == 5
+    assert len(looks) == 3
     assert len(set(re.findall(r'cx="([^"]*)"', chart))) == 3
 
 

@@ -54,9 +54,7 @@ def test_it_is_continuous(optimizer: Optimizer, tokens: int) -> None:
 
 def test_points_worked_out_by_hand() -> None:
     cosine = Optimizer(lr=2.0, warmup_tokens=100, final_share=0.5)
-    assert [learning_rate(cosine, t, 1100) for t in (0, 50, 100, 600, 1100)] == pytest.approx(
-        [0, 1, 2, 1.5, 1]
-    )
+    assert [learning_rate(cosine, t, 1100) for t in (0, 50, 100, 600, 1100)] == pytest.approx([0, 1, 2, 1.5, 1])
     wsd = Optimizer(lr=2.0, warmup_tokens=100, schedule="wsd", decay_share=0.5, final_share=0.0)
     assert [learning_rate(wsd, t, 1000) for t in (100, 500, 750, 1000)] == pytest.approx([2, 2, 1, 0])
 

@@ -1,0 +1,122 @@
+"""`moesaic demo`: a tour in acts, each timed, each ending in something to look at."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from moesaic.errors import MoesaicError
+
+RUN = Path("runs") / "pocket"
+DRILL = Path("runs") / "demo-drill"
+QUESTIONS = ("Hi there! How are you?", "What do you do for a living?", "Do you like music?")
+# A few small steps with a checkpoint every third: enough to be killed in the middle.
+SHORT = (
+    "stages.pretrain.tokens=50_000",
+    "stages.extend.tokens=9_000",
+    "stages.instruct.tokens=9_000",
+    "checkpoints.every_steps=3",
+)
+
+
+@dataclass(frozen=True)
+class Act:
+    """One act: what it shows, and what runs it."""
+
+    title: str
+    play: Callable[[Console], None]
+
+
+def run_demo(acts: Sequence[int] | None = None) -> None:
+    """Play all acts, or those with the given numbers (from 1). Raises MoesaicError for a number that is none."""
+    console = Console()
+    chosen = list(acts) if acts is not None else list(range(1, len(ACTS) + 1))
+    if unknown := [n for n in chosen if not 1 <= n <= len(ACTS)]:
+        raise MoesaicError(f"--acts {unknown[0]}: there is no such act; choose from 1 to {len(ACTS)}")
+    began = time.monotonic()
+    for number in chosen:
+        act = ACTS[number - 1]
+        console.rule(f"act {number}: {act.title}")
+        started = time.monotonic()
+        act.play(console)
+        console.print(f"act {number} took {time.monotonic() - started:.0f} s")
+    console.rule(f"{time.monotonic() - began:.0f} s")
+    if (RUN / "model").is_dir():
+        console.print(f"talk to the model:  moesaic chat {RUN / 'model'}", highlight=False)
+
+
+def pocket(console: Console) -> None:
+    """Data, pre-training, longer context, instruction tuning, answers, report; a run begun earlier goes on."""
+    from moesaic.recipe import read_recipe
+    from moesaic.serve.local import load
+    from moesaic.train.report import write_report
+    from moesaic.train.run import train
+
+    model = train(read_recipe("pocket"), RUN, resume=RUN.exists())
+    if model is None:
+        raise KeyboardInterrupt
+    answering = load(model)
+    for question in QUESTIONS:
+        reply = answering.chat([{"role": "user", "content": question}], temperature=0.7, top_p=0.9, max_tokens=64)
+        console.print(f"\n[bold]you[/]    {question}\n[bold]pocket[/] {reply.text}")
+    console.print(f"\nloss, expert load, ledger and forecast against actual: {write_report(RUN)}", highlight=False)
+
+
+def kill_and_resume(console: Console) -> None:
+    """A short run is killed without warning in its middle, resumed, and compared with one that was left alone."""
+    undisturbed, killed = DRILL / "undisturbed", DRILL / "killed"
+    shutil.rmtree(DRILL, ignore_errors=True)
+    console.print("training undisturbed")
+    _train(undisturbed)
+    console.print("training the same again, until it is killed after step 7")
+    _train(killed, kill_after=7)
+    console.print("resuming")
+    _train(killed, resume=True)
+    same = _weights(undisturbed) == _weights(killed)
+    steps = [m["step"] for m in _lines(killed) if "step" in m]
+    console.print(
+        f"steps recorded: {len(steps)}, each once: {len(set(steps)) == len(steps)}; weights bit-equal: {same}"
+    )
+    if not same:
+        raise MoesaicError("the resumed run ended with other weights than the undisturbed one; please report it")
+
+
+def _train(run: Path, *, resume: bool = False, kill_after: int | None = None) -> None:
+    """Train the short run in a process of its own; kill -9 it once step `kill_after` is recorded."""
+    command = [sys.executable, "-m", "moesaic.cli", "train", "pocket", "--run", str(run.relative_to("runs"))]
+    command += [word for value in SHORT for word in ("--set", value)] + (["--resume"] if resume else [])
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while kill_after is not None and process.poll() is None:
+            if any(m.get("step", 0) >= kill_after for m in _lines(run)):
+                os.kill(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.05)
+        _, errors = process.communicate()
+    if process.returncode and kill_after is None:
+        raise MoesaicError(
+            f"the short run failed: {errors.strip().splitlines()[-1] if errors.strip() else 'no message'}"
+        )
+
+
+def _lines(run: Path) -> list[dict[str, object]]:
+    """Whole lines of a run's metrics so far."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+
+
+def _weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+ACTS = (
+    Act("the pocket system, from raw text to a chat", pocket),
+    Act("killed and resumed, bit for bit", kill_and_resume),
+)
