@@ -2,10 +2,15 @@
 
 import os
 from collections.abc import Generator
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from moesaic.data import DataFolder
+    from moesaic.recipe import Recipe
 
 # The same examples in every run, and no verdict that depends on how busy the machine is.
 settings.register_profile("moesaic", derandomize=True, deadline=None)
@@ -30,3 +35,31 @@ def _no_skip(report: Report) -> Report:
         report.outcome = "failed"
         report.longrepr = f"{report.nodeid}: skipped, which CI does not allow: {reason}"
     return report
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> "Recipe":
+    """The recipe of `tiny.py`, on a corpus of its own."""
+    import tiny  # here: it needs torch
+
+    corpus = tmp_path_factory.mktemp("tiny")
+    tiny.write_corpus(corpus)
+    return tiny.recipe(corpus)
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tiny_recipe: "Recipe", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the shards of `tiny_recipe` stand, so that no run builds them again."""
+    import tiny
+
+    home = tmp_path_factory.mktemp("tiny-data")
+    tiny.data(tiny_recipe, home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_recipe: "Recipe", tiny_home: Path) -> "DataFolder":
+    """Shards of `tiny_recipe`, opened."""
+    import tiny
+
+    return tiny.data(tiny_recipe, tiny_home)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -106,7 +107,7 @@ def _train(run: Path, *, resume: bool = False, kill_after: int | None = None) ->
         )
 
 
-def _lines(run: Path) -> list[dict[str, object]]:
+def _lines(run: Path) -> list[dict[str, Any]]:
     """Whole lines of a run's metrics so far."""
     path = run / "metrics.jsonl"
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []

@@ -75,6 +75,24 @@ def test_count_parameters() -> None:
     assert "61,440 B" in said
 
 
+def test_batch_ramp() -> None:
+    last = run("batch_ramp.py", "gpt4").splitlines()[-1]
+    assert "59,637,760" in last
+    assert last.endswith("28.6%")
+
+
+def test_route_tokens() -> None:
+    said = run("route_tokens.py")
+    assert "expert 0 with weight 0.731" in said  # 1 / (1 + exp(1 - 2))
+
+
+def test_epoch_caps() -> None:
+    assert run("epoch_caps.py").splitlines() == [
+        "text: 900 of 900 documents, each seen [2] times",
+        "code: 200 of 200 documents, each seen [4] times",
+    ]
+
+
 def test_the_shipped_settings_of_train_briefly_fit_the_pocket_recipe() -> None:
     from moesaic import read_recipe
 

@@ -17,8 +17,9 @@ from moesaic.recipe import Model
 from tiny import model
 
 FP32 = {"atol": 1e-5, "rtol": 1e-5}
-# bf16 keeps 8 bits: each of the four roundings on the way is up to 2^-9 of a value of about unit size.
-BF16 = {"atol": 4 * 2**-8, "rtol": 4 * 2**-8}
+# bf16 keeps 8 bits: each rounding on the way (weights, input, products, activation, sum) is up to 2^-9 of its value, and
+# they add up like independent errors. Of the norm of a whole tensor.
+BF16 = 2**-7
 NAMES = ("output", "x", "routing weights", "w_in", "w_out")
 
 
@@ -133,9 +134,8 @@ def test_bf16_is_near_fp32(seed: int) -> None:
     fast = outputs_and_gradients(experts_fast, operands, experts_TK, torch.bfloat16)
     for name, ours, theirs in zip(NAMES, fast, exact, strict=True):
         assert ours.dtype == torch.float32, name  # gradients arrive in the weights' precision
-        # Errors grow with the root of the number of summed terms, as the values themselves do.
-        size = theirs.square().mean().sqrt()
-        torch.testing.assert_close(ours / size, theirs / size, **BF16, msg=lambda m, n=name: f"{n}: {m}")
+        error = float((ours - theirs).norm() / theirs.norm())
+        assert 0 < error <= BF16, (name, error)
 
 
 def test_the_whole_model_with_the_reference_swapped_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ class NearDuplicates:
     def __init__(self, threshold: float) -> None:
         """`threshold`: estimated Jaccard similarity above which two documents are alike."""
         self._threshold = threshold
-        # The sketches decide afterwards, so the index may propose too much but should not miss: of pairs at 0.8
+        # The sketches decide afterwards, so the index may propose too much but not miss: of pairs at 0.8
         # it proposes 88 in 100, with datasketch's even weights 36.
         self._index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
         self._known: list[MinHash] = []

@@ -40,7 +40,7 @@ class Visibility:
 def attend(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility) -> Tensor:
     """softmax(q k^T / sqrt(C)) v over the keys each query may see; `[batch, seq, heads, width]` in and out."""
     if q_BSHC.device.type == "cpu" and q_BSHC.shape[1] <= CHUNKED_LIMIT:
-        out: Tensor = _ChunkedAttention.apply(q_BSHC, k_BSKC, v_BSKC, sight)
+        out: Tensor = _ChunkedAttention.apply(q_BSHC, k_BSKC, v_BSKC, sight)  # type: ignore[no-untyped-call]
         return out
     return attend_reference(q_BSHC, k_BSKC, v_BSKC, sight)
 

@@ -39,9 +39,7 @@ class Cache:
     def reserve(self, new: int) -> int:
         """Start of the next `new` positions. Call `advance` once all layers have written."""
         if self.length + new > self.capacity:
-            raise ModelError(
-                f"{self.length + new} tokens do not fit a cache of {self.capacity}; shorten the prompt or raise the limit"
-            )
+            raise ModelError(f"{self.length + new} tokens do not fit a cache of {self.capacity}; shorten the prompt")
         return self.length
 
     def advance(self, new: int) -> None:

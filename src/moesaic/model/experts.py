@@ -1,6 +1,7 @@
 """SwiGLU experts: a short loop as the readable reference, and the fast paths that must equal it.
 
-Legend: T tokens, K experts a token visits, R = T*K routed rows sorted by expert, E experts, D model width, F inner width.
+Legend: T tokens, K experts a token visits, R = T*K routed rows sorted by expert, E experts,
+D model width, F inner width.
 """
 
 from dataclasses import dataclass
@@ -138,5 +139,7 @@ class Experts(nn.Module):
         if routing is None:
             gate, up, down = (w.to(x_TD.dtype) for w in (self.w_in[0, 0], self.w_in[0, 1], self.w_out[0]))
             return F.linear(F.silu(F.linear(x_TD, gate)) * F.linear(x_TD, up), down)
-        out: Tensor = _SortedExperts.apply(x_TD, routing.weights_TK, routing.experts_TK, self.w_in, self.w_out)
+        out: Tensor = _SortedExperts.apply(  # type: ignore[no-untyped-call]
+            x_TD, routing.weights_TK, routing.experts_TK, self.w_in, self.w_out
+        )
         return out

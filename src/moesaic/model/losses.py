@@ -26,7 +26,7 @@ def balance_loss(stats: RouterStats, top_k: int, load_E: Tensor | None = None) -
 
 
 def z_loss(stats: RouterStats) -> Tensor:
-    """Router z-loss of one layer (Zoph et al. 2022, eq. 5): mean over the tokens of a sequence, summed over sequences."""
+    """Router z-loss of one layer (Zoph et al. 2022, eq. 5): mean over a sequence's tokens, summed over sequences."""
     return (stats.z_sum_B / stats.tokens_B.clamp(min=1)).sum()
 
 

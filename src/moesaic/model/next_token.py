@@ -45,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def next_token_loss(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
     """Sum of cross entropies in nats over labels that are not -100; equals `next_token_loss_reference`."""
-    loss: Tensor = _LinearCrossEntropy.apply(hidden_TD, head_VD, labels_T)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden_TD, head_VD, labels_T)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -16,7 +16,7 @@ from moesaic.train.step import StepResult, TrainStep
 
 
 class StepMeter:
-    """Turns a step into its line of metrics.jsonl. FLOPs are 6 x active parameters x tokens, without attention scores."""
+    """Turns a step into its line of metrics.jsonl. FLOPs: 6 x active parameters x tokens, no attention scores."""
 
     def __init__(self, recipe: Recipe, stage: Stage, peak: float) -> None:
         self.model, self.stage, self.peak = recipe.model, stage, peak

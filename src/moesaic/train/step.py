@@ -94,7 +94,7 @@ class TrainStep:
             z = sum_tensors(z_loss(s) for s in stats) / (sequences * len(stats))
             # Reported as means over layers; weighted as sums, so that each layer feels the same pull at any depth.
             objective = loss + len(stats) * (config.balance_weight * balance + config.z_weight * z)
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective.backward()
         totals += torch.stack([loss.detach(), balance.detach(), z.detach()])
         return expert_load(stats) if stats else torch.zeros_like(self.previous_load_LE)
 

@@ -1,0 +1,42 @@
+"""Pages agree with the program: links lead somewhere, every verb has a page, commands in code blocks exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from moesaic.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+VERB_PAGES = {"recipe": "recipe-verbs"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_every_verb_has_a_page() -> None:
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    for verb in verbs:
+        assert (ROOT / "docs" / f"{VERB_PAGES.get(verb, verb)}.md").is_file(), verb
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_on_a_page_exist_with_their_options(page: Path) -> None:
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for words in re.findall(r"moesaic ((?:[a-z]+ )?[a-z]+)([^\n|]*)", block):
+            group = get_command(app)
+            for word in words[0].split():
+                commands = getattr(group, "commands", None)
+                if commands is None:
+                    break
+                assert word in commands, f"moesaic {words[0]}"
+                group = commands[word]
+            known = {option for parameter in group.params for option in parameter.opts}
+            used = set(re.findall(r"(?<=\s)--[a-z-]+", words[1].partition("#")[0]))
+            assert used <= known, f"moesaic {words[0]}: {sorted(used - known)}"
