@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import batch, model, stage
 from torch import Tensor
 
 from moesaic.data import Batch
@@ -28,6 +27,7 @@ from moesaic.model import (
 )
 from moesaic.train.optimizer import build_optimizer
 from moesaic.train.step import StepResult, TrainStep
+from tiny import batch, model, stage
 
 ROWS = [[20, 9], [32], [5, 5, 5], [31, 1], [16, 16], [7], [12, 20], [30]]
 
@@ -135,7 +135,7 @@ def test_balance_loss_by_the_formula_and_its_gradient() -> None:
     (ours,) = torch.autograd.grad(loss, p)
     (theirs,) = torch.autograd.grad(by_hand, p)
     # The router takes logits: of a gradient with respect to probabilities only the part within the simplex is seen.
-    within = [x - (x * p).sum(dim=-1, keepdim=True) for x in (theirs,)][0]
+    within = next(x - (x * p).sum(dim=-1, keepdim=True) for x in (theirs,))
     torch.testing.assert_close(ours, within, atol=1e-6, rtol=1e-5)
 
 
@@ -215,7 +215,7 @@ def test_losses_of_a_step_are_means_over_the_global_batch() -> None:
     result, *_ = one_step(3, train_batch)
     built = model(balance_weight=0.5, z_weight=0.1, init_std=0.1)
     with torch.no_grad():
-        hidden, stats = built.hidden(
+        _hidden, stats = built.hidden(
             train_batch.tokens, train_batch.positions, train_batch.documents, collect_stats=True
         )
         logits = built(train_batch.tokens, train_batch.positions, train_batch.documents)

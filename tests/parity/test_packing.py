@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import model
 from torch import Tensor
 
 from moesaic.data import IGNORE, Batch, DataFolder, Loader
@@ -23,6 +22,7 @@ from moesaic.data.packing import Piece, pack
 from moesaic.model import Transformer
 from moesaic.model import attend as attend_module
 from moesaic.recipe import Recipe
+from tiny import model
 
 TOLERANCE = 1e-5
 
