@@ -1,5 +1,5 @@
 # Two commands on a fresh machine with Python 3.11+ (with venv) and make: `make demo` and `make test`.
-# Each makes its own environment in .venv first. `make TORCH=torch==2.13.0+cu130 demo` takes another build of torch.
+# Each makes its own environment in .venv first. `make TORCH=... demo` takes another build of torch: a version, a wheel or an address.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
