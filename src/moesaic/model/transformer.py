@@ -109,9 +109,9 @@ def initialise(model: Transformer, seed: int, first_layer: int = 0) -> None:
         if parts[0] == "layers":
             parts[1] = str(int(parts[1]) + first_layer)
         std = residual_std if parts[-1] in ("wo", "w_out") else config.init_std
-        generator = torch.Generator().manual_seed(_key(seed, ".".join(parts)))
-        values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
-        parameter.copy_(values)
+        generator = torch.Generator("cpu").manual_seed(_key(seed, ".".join(parts)))
+        values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+        parameter.copy_(values.normal_(0.0, std, generator=generator))
 
 
 def _key(seed: int, name: str) -> int:

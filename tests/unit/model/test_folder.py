@@ -171,6 +171,12 @@ def test_wrong_shape_names_file_tensor_and_both_shapes(folder: Path) -> None:
         load_model(folder)
 
 
+def test_a_transposed_tensor_is_refused(folder: Path) -> None:
+    edit_weights(folder, W2, torch.zeros(48, 64))
+    with pytest.raises(ModelError, match=r"is \[48, 64\].*\[64, 48\]"):
+        load_model(folder)
+
+
 def test_a_tensor_without_a_place_is_refused(folder: Path) -> None:
     edit_weights(folder, "model.layers.0.self_attn.q_proj.bias", torch.zeros(64))
     with pytest.raises(ModelError, match=r"q_proj\.bias' has no place"):

@@ -87,14 +87,21 @@ def test_length_is_limited_by_the_request_and_by_the_context(prompt: int, asked:
 
 
 def test_the_experts_of_each_token_are_those_its_router_chose() -> None:
-    model = build()
-    steps = list(generate_tokens(model, [3, 4], SamplingSettings(temperature=0, max_tokens=4), show_experts=True))
+    model, prompt = build(), [3, 4, 30, 17]
+    greedy = SamplingSettings(temperature=0, max_tokens=4)
+    steps = list(generate_tokens(model, prompt, greedy, show_experts=True))
     chosen: list[torch.Tensor] = []
-    hook = model.layers[1].router.register_forward_hook(lambda m, i, routing: chosen.append(routing.experts_TK))
+    hooks = [
+        layer.router.register_forward_hook(lambda m, i, routing: chosen.append(routing.experts_TK))
+        for layer in model.layers
+    ]
     with torch.no_grad():
-        model(torch.tensor([[3, 4] + [s.token for s in steps[:-1]]]))
-    hook.remove()
-    assert [s.experts[1] for s in steps if s.experts] == [tuple(row.tolist()) for row in chosen[0][1:]]
+        model(torch.tensor([prompt + [s.token for s in steps[:-1]]]))
+    for hook in hooks:
+        hook.remove()
+    whole = torch.stack(chosen, dim=1)  # [tokens, layers, k]
+    assert not torch.equal(whole[0], whole[3])  # else the wrong position would go unnoticed
+    assert [s.experts for s in steps] == [tuple(map(tuple, row)) for row in whole[3:].tolist()]
     assert next(iter(generate_tokens(model, [3], SamplingSettings()))).experts is None
     assert not model.layers[0].router._forward_hooks
 
@@ -169,6 +176,12 @@ def test_repetition_penalty_pushes_away_what_was_said() -> None:
     assert choose(logits, greedy, [2], generator) == 0
     assert choose(logits, greedy, [0], generator) == 1
     assert choose(torch.tensor([-1.0, -1.5]), greedy, [0], generator) == 1  # negative ones are multiplied
+
+
+def test_the_penalty_covers_prompt_and_answer() -> None:
+    steps = generate_tokens(build(), [1, 2], SamplingSettings(temperature=0, repetition_penalty=1e6, max_tokens=20))
+    tokens = [1, 2, *(s.token for s in steps)]
+    assert len(set(tokens)) == len(tokens)
 
 
 @settings(max_examples=60, deadline=None)
