@@ -17,7 +17,7 @@ from moesaic.recipe import Model
 from tiny import model
 
 FP32 = {"atol": 1e-5, "rtol": 1e-5}
-# bf16 keeps 8 bits: each rounding on the way (weights, input, products, activation, sum) is up to 2^-9 of its value, and
+# bf16 keeps 8 bits: each rounding on the way (weights, input, products, activation, sum) is up to 2^-9, and
 # they add up like independent errors. Of the norm of a whole tensor.
 BF16 = 2**-7
 NAMES = ("output", "x", "routing weights", "w_in", "w_out")

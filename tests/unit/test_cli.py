@@ -142,6 +142,7 @@ def test_train_passes_everything_on(
     assert folder == Path("runs/first")
     assert options == {"resume": True, "stage": "instruct", "sinks": ["wandb"]}
     assert recipe.stage("instruct").sources == ("mine",)
+    assert "dialogue" in recipe.stage("pretrain").sources
     assert recipe.data.sources[-1].epochs == 9
     run(capsys, "train", "pocket")
     assert calls[1][1] == Path("runs/pocket")

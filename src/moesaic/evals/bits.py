@@ -86,6 +86,7 @@ def loss_by_position(
     losses = torch.cat(
         [token_losses(model, one_document_a_row(docs[i : i + ROWS_A_BATCH])) for i in range(0, len(docs), ROWS_A_BATCH)]
     )
+    buckets = min(buckets, length)
     size = length // buckets
     means = losses[:, : size * buckets].reshape(len(docs), buckets, size).mean(dim=2)
     errors = means.std(dim=0, correction=0) / math.sqrt(max(len(docs) - 1, 1))

@@ -40,7 +40,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
         scale = grad_outputs[0]
-        return d_hidden * scale.to(d_hidden.dtype), d_head.mul_(scale), None
+        return d_hidden * scale.to(d_hidden.dtype), d_head * scale, None
 
 
 def next_token_loss(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:

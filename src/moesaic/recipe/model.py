@@ -25,7 +25,7 @@ class Model(Part):
     d_ff: PositiveInt
     """Inner width of one SwiGLU expert. | features | the parameter budget changes."""
     n_experts: PositiveInt = 16
-    """Experts per layer; 1 is a dense model. | experts | see docs/experts.md."""
+    """Experts per layer; 1 is a dense model. | experts | capacity should grow at the same compute per token."""
     top_k: PositiveInt = 2
     """Experts that each token visits. | experts | compute per token may grow."""
     context: PositiveInt = 2048

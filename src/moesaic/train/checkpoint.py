@@ -111,6 +111,10 @@ class CheckpointStore:
         self._verified = None if name is None else self.folder / name
         return self._verified
 
+    def any_committed(self) -> bool:
+        """Whether there is a checkpoint that was once complete, good or bad by now."""
+        return _on_first_rank(lambda: any((path / MARKER).exists() for path in self._checkpoints()))
+
     def extra(self, path: Path) -> dict[str, Any]:
         """What the caller added to a checkpoint, without tensors. Raises CheckpointError if it is damaged."""
         if path != self._verified:

@@ -75,7 +75,7 @@ def _rate(recipe: Recipe, stage: Stage, data: DataFolder, machine: Machine, mode
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
-        step.accumulate(batch.to(machine.device), labels, sequences, torch.zeros(3))
+        step.accumulate(batch.to(machine.device), labels, sequences, torch.zeros(3, device=machine.device))
         seconds.append(time.perf_counter() - began)
     step.optimizer.zero_grad()
     return batch.input_tokens / min(seconds[1:])

@@ -55,14 +55,25 @@ def train(
     Returns the finished model folder, or None when SIGTERM or Ctrl-C ended the run early, after a checkpoint.
     Raises MoesaicError for anything the user can mend.
     """
+    if recipe.layout.world > 1:
+        raise RecipeError(
+            f"the layout of {recipe.name!r} needs {recipe.layout.world} processes and training runs in one so far; "
+            "set pp, dp, cp, tp and ep of layout to 1"
+        )
     keep_freed_memory()
     folder = RunFolder(run)
-    folder.open(recipe, resume)
-    with StopRequest() as stop, Display() as display:
-        data = build_data(recipe, data_home or run.parent / "data", progress=display.message)
-        opened = [open_sink(name, run, recipe.model_dump(mode="json")) for name in sinks]
-        with closing(MetricsLog(folder.metrics, opened, warn=display.message)) as log:
-            return Run(recipe, folder, data, log, display, stop).go(resume, stage)
+    try:
+        folder.open(recipe, resume)
+        with StopRequest() as stop, Display() as display:
+            data = build_data(recipe, data_home or run.parent / "data", progress=display.message)
+            opened = [open_sink(name, run, recipe.model_dump(mode="json")) for name in sinks]
+            with closing(MetricsLog(folder.metrics, opened, warn=display.message)) as log:
+                return Run(recipe, folder, data, log, display, stop).go(resume, stage)
+    except OSError as error:
+        raise CheckpointError(
+            f"run folder {run}: {error.filename or 'writing'}: {error.strerror or error}; "
+            "free some space or choose another place, then continue with --resume"
+        ) from error
 
 
 class Run:
@@ -92,6 +103,11 @@ class Run:
         """Run the stages that remain, or the one named `only`."""
         checkpoint = self.store.newest_good() if resume else None
         if checkpoint is None:
+            if resume and self.store.any_committed():
+                raise CheckpointError(
+                    f"every checkpoint in {self.folder.checkpoints} is damaged; restore one from a copy, "
+                    "or begin anew under another name with --run"
+                )
             initialise(self.model, self.recipe.seed)
         else:
             self._restore_counts(self.store.extra(checkpoint))
@@ -123,7 +139,7 @@ class Run:
                     f"stage {only!r} follows {missing!r}, which this run has not finished; "
                     f"train that first, or start {only!r} from a model folder with --init"
                 )
-            self.progress.stage = index
+            self.progress = Progress(stage=index, step=self.progress.step)
         return index
 
     def _run_stage(self, checkpoint: Path | None) -> bool:
@@ -131,10 +147,10 @@ class Run:
         progress, recipe = self.progress, self.recipe
         stage = recipe.stages[progress.stage]
         fresh = progress.stage_step == 0
-        if checkpoint is not None and fresh:
-            self.store.load(checkpoint, {"model": self.model.state_dict()})
-        elif stage.init is not None and fresh:
+        if stage.init is not None and fresh:
             self._start_from(stage)
+        elif checkpoint is not None and fresh:
+            self.store.load(checkpoint, {"model": self.model.state_dict()})
         self.model.compute_dtype = self.machine.compute_dtype(stage.precision)
         select_trainable(self.model, stage.trainable)
         watch = Watch(self.data, self.model, self.log)
@@ -161,9 +177,8 @@ class Run:
         saved = True
         while progress.stage_tokens < progress.stage_budget:
             if self.stop.requested:
-                if not saved:
-                    self._save(optimizer, step, loader)
-                self.display.message(f"stopped after step {progress.step} as asked; continue with --resume")
+                if saved or self._save(optimizer, step, loader):
+                    self.display.message(f"stopped after step {progress.step} as asked; continue with --resume")
                 return False
             meter.start()
             batch = loader.next_batch(stage.batch_tokens(progress.stage_tokens) // stage.seq_len)
@@ -179,8 +194,10 @@ class Run:
             line = meter.line(batch, result, step=progress.step, tokens=self.ledger.total, lr=lr)
             self.log.write(line)
             self.display.step({**line, "stage_tokens": clock})
-            if saved := progress.step % recipe.checkpoints.every_steps == 0:
-                self._save(optimizer, step, loader)
+            saved = False
+            # Not at the very end: what is written there also carries this step's number, and would be kept twice.
+            if progress.step % recipe.checkpoints.every_steps == 0 and clock < progress.stage_budget:
+                saved = self._save(optimizer, step, loader)
         del optimizer
         with self.display.doing("evaluating on held-out documents"):
             watch.bits(stage, progress.step)
@@ -192,8 +209,11 @@ class Run:
         self._save(None, None, None)
         return True
 
-    def _save(self, optimizer: Any, step: TrainStep | None, loader: Loader | None) -> None:
-        """Write a checkpoint: inside a stage with everything, between stages the weights alone, and pinned."""
+    def _save(self, optimizer: Any, step: TrainStep | None, loader: Loader | None) -> bool:
+        """Write a checkpoint: inside a stage with everything, between stages the weights alone, and pinned.
+
+        False, after warnings, when that failed.
+        """
         state: dict[str, Any] = {"model": self.model.state_dict()}
         extra: dict[str, Any] = {
             "progress": asdict(self.progress),
@@ -208,11 +228,21 @@ class Run:
         if optimizer is not None and step is not None and loader is not None:
             _, state["optimizer"] = get_state_dict(self.model, optimizer)
             extra |= {"train_step": step.state_dict(), "loader": loader.state_dict()}
-        self.store.save(self.progress.step, state, extra, pin=optimizer is None)
-        self.folder.write_ledger(self.ledger, self.recipe)
+        saved = self.store.save(self.progress.step, state, extra, pin=optimizer is None)
+        try:
+            self.folder.write_ledger(self.ledger, self.recipe)
+        except OSError as error:  # it is in the checkpoint too: no reason to end the run
+            self.display.message(f"{self.folder.ledger} was not written: {error.strerror}; the next save tries again")
+        return saved
 
     def _restore_counts(self, extra: dict[str, Any]) -> None:
-        """Take over everything but tensors."""
+        """Take over everything but tensors. Raises CheckpointError when the data is not what was trained on."""
+        before, now = extra["ledger"]["epoch_tokens"], self.ledger.epoch_tokens
+        if changed := [name for name, tokens in now.items() if before.get(name) != tokens]:
+            raise CheckpointError(
+                f"the data changed since this run began: {changed[0]} holds {now[changed[0]]:,} tokens now, "
+                f"{before.get(changed[0], 0):,} then; restore it, or start another run from a model folder with --init"
+            )
         self.progress = Progress(**extra["progress"])
         self.ordinals = extra["ordinals"]
         self.ledger.load_state_dict(extra["ledger"])

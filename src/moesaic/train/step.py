@@ -49,7 +49,7 @@ class TrainStep:
         config = model.config
         self.sparse = config.n_experts > 1
         shape = (config.n_layers, config.n_experts)
-        self.previous_load_LE = torch.full(shape, 1.0 / config.n_experts)
+        self.previous_load_LE = torch.full(shape, 1.0 / config.n_experts, device=model.embedding.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def __call__(self, batch: Batch, lr: float) -> StepResult:
@@ -57,7 +57,7 @@ class TrainStep:
         began = time.perf_counter()
         labels = int((batch.labels != IGNORE).sum())
         sequences = batch.tokens.shape[0]
-        totals = torch.zeros(3)  # next-token, balance, z
+        totals = torch.zeros(3, device=batch.tokens.device)  # next-token, balance, z
         counts_LE = torch.zeros_like(self.previous_load_LE)
         for micro in micro_batches(batch, self.stage.micro_batch):
             counts_LE += self.accumulate(micro, labels, sequences, totals)
@@ -84,7 +84,7 @@ class TrainStep:
         else:
             loss = self._distilled_loss(micro, hidden_TD, labels_T) / max(labels, 1)
         objective = loss
-        balance = z = torch.zeros(())
+        balance = z = torch.zeros_like(loss)
         if stats:
             previous = config.balance_scope == "previous_batch"
             loads = [self.previous_load_LE[i] if previous else None for i in range(len(stats))]
@@ -118,7 +118,7 @@ class TrainStep:
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from `state_dict`."""
         self.spikes.load_state_dict(state["spikes"])  # type: ignore[arg-type]
-        self.previous_load_LE = torch.tensor(state["previous_load"])
+        self.previous_load_LE = torch.tensor(state["previous_load"], device=self.previous_load_LE.device)
 
 
 def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:

@@ -45,8 +45,12 @@ class Watch:
         from moesaic.model.generate import SamplingSettings, generate_tokens
 
         tokenizer = self.data.tokenizer
+        if tokenizer.chat_template is None:  # a given tokenizer without one: there is no way to ask
+            return
         for prompt in PROMPTS:
             ids = tokenizer.render_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+            if len(ids) >= self.model.config.context:
+                continue
             settings = SamplingSettings(max_tokens=48, stop_ids=tokenizer.stop_ids)
             reply = [s.token for s in generate_tokens(self.model, ids, settings)]
             text = tokenizer.decode(reply)

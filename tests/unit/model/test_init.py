@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny import MODEL, model
 
 from moesaic.model import Transformer, initialise
 from moesaic.recipe import Model
+from tiny import MODEL, model
 
 
 def weights(built: Transformer) -> dict[str, torch.Tensor]:
