@@ -51,7 +51,7 @@ class Watch:
             ids = tokenizer.render_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
             if len(ids) >= self.model.config.context:
                 continue
-            settings = SamplingSettings(max_tokens=48, stop_ids=tokenizer.stop_ids)
+            settings = SamplingSettings(temperature=0, max_tokens=48, stop_ids=tokenizer.stop_ids)
             reply = [s.token for s in generate_tokens(self.model, ids, settings)]
             text = tokenizer.decode(reply)
             self._event("sample", stage, step, prompt=prompt, reply=text)

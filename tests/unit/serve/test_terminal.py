@@ -51,12 +51,20 @@ def test_a_system_message_comes_first(local: LocalModel) -> None:
     assert chat.system == [{"role": "system", "content": "be kind"}]
 
 
-def test_old_turns_are_forgotten_when_the_context_is_full(local: LocalModel) -> None:
-    chat, _, notes = talk(local, *["how are you there hello"] * 12)
-    assert len(chat.messages) < 24
+def test_old_turns_are_forgotten_in_pairs_when_the_context_is_full(
+    local: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def stream(messages: list[dict[str, str]], **options: object) -> Iterator[str]:
+        asked.append([m["role"] for m in messages])
+        yield "a" * len(asked)  # turns of different lengths, so that one more or less matters
+
+    monkeypatch.setattr(local, "stream", stream)
+    chat, _, notes = talk(local, *["hello"] * 20)
+    assert len(chat.messages) < 40
     assert any("forgot the 2 oldest messages: the context holds 128 tokens" in n for n in notes)
-    assert [m["role"] for m in chat.messages] == ["user", "assistant"] * (len(chat.messages) // 2)
-    assert sum("forgot" in n for n in notes) > 1
+    assert all(roles[::2] == ["user"] * (len(roles) // 2 + 1) for roles in asked)
 
 
 def test_a_question_that_does_not_fit_is_refused_and_the_chat_goes_on(local: LocalModel) -> None:

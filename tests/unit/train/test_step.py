@@ -147,8 +147,8 @@ def test_distillation_brings_the_student_to_the_teacher() -> None:
     for seed in range(60):
         losses.append(taught(batch(ROWS, 32, seed), lr=5e-3).loss)
         untaught(batch(ROWS, 32, seed), lr=5e-3)
-    assert losses[-1] < losses[0] / 2
-    assert divergence(teacher, student) < before / 2
+    assert losses[-1] < 0.6 * losses[0]
+    assert divergence(teacher, student) < 0.6 * before
     assert divergence(teacher, student) < divergence(teacher, alone)
     assert not changed(frozen, teacher)
 
