@@ -236,6 +236,7 @@ def _replace(scratch: Path, folder: Path) -> None:
     """Put `scratch` in the place of `folder`, contents on disk first."""
     scratch.chmod(0o755)  # mkdtemp makes it private
     for path in scratch.iterdir():
+        path.chmod(0o644)  # and safetensors its file
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

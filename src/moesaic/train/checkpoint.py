@@ -286,6 +286,11 @@ def _interrupted(error: BaseException) -> bool:
 def _cause(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
+    # A disk that fills up within a tensor reaches us as torch's complaint about a position in its archive.
+    first: BaseException | None = error
+    while first is not None and not isinstance(first, OSError):
+        first = first.__cause__ or first.__context__
+    error = first or error
     return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 

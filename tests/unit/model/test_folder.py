@@ -125,6 +125,13 @@ def test_saving_replaces_a_folder_whole_and_leaves_nothing_beside_it(tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+def test_everyone_may_read_the_folder(tmp_path: Path) -> None:
+    """What serves a model is often another user than the one who trained it."""
+    save_model(build(), tmp_path / "m", card="# card")
+    assert (tmp_path / "m").stat().st_mode & 0o777 == 0o755
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "m").iterdir()} == {0o644}
+
+
 def test_a_failed_save_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(build(), tmp_path / "m")
     before = (tmp_path / "m/model.safetensors").read_bytes()
