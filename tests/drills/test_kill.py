@@ -142,6 +142,18 @@ def test_the_weights_are_bit_equal(runs: tuple[Path, Path, list[tuple[str, int]]
         assert (killed / "model" / name).read_bytes() == (whole / "model" / name).read_bytes(), name
 
 
+def test_what_the_last_checkpoints_hold_is_equal(runs: tuple[Path, Path, list[tuple[str, int]]]) -> None:
+    """Also what no step of this run shows: norms that the spike guard remembers, the loader's place, epochs."""
+    whole, killed, _ = runs
+    names = {p.name for p in (whole / "checkpoints").iterdir()}
+    assert {p.name for p in (killed / "checkpoints").iterdir()} == names
+    assert any("train_step" in json.loads((whole / "checkpoints" / n / "extra.json").read_text()) for n in names)
+    for name in names:
+        for file in ("extra.json", "values.json"):
+            ours, theirs = (json.loads((run / "checkpoints" / name / file).read_text()) for run in (killed, whole))
+            assert ours == theirs, (name, file)
+
+
 def test_nothing_is_left_lying_about(runs: tuple[Path, Path, list[tuple[str, int]]]) -> None:
     _, killed, _ = runs
     assert not list(killed.rglob("*.partial"))

@@ -475,7 +475,7 @@ def test_without_a_good_checkpoint_nothing_is_begun_anew(
     for folder in found:
         damage(folder)
     before = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(CheckpointError, match="every checkpoint in .* is damaged; restore one"):
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged; restore one"):
         train(tiny_recipe, run, data_home=tiny_home, resume=True)
     assert (run / "metrics.jsonl").read_bytes() == before
     assert all(folder.exists() for folder in found)
@@ -555,7 +555,7 @@ def test_small_files_that_find_no_space_do_not_end_the_run(
 
 def test_a_run_folder_that_cannot_be_written_is_an_error(tiny_recipe: Recipe, tiny_home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="run folder .*file/run: .*; free some space or choose another place"):
+    with pytest.raises(CheckpointError, match=r"run folder .*file/run: .*; free some space or choose another place"):
         train(tiny_recipe, tmp_path / "file" / "run", data_home=tiny_home)
 
 
