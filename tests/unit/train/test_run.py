@@ -348,7 +348,7 @@ def test_changed_data_is_not_resumed(tmp_path: Path) -> None:
     train(recipe, tmp_path / "run")
     talks = tmp_path / "corpus" / "talks.jsonl"
     talks.write_text("".join(talks.read_text().splitlines(keepends=True)[:40]))
-    with pytest.raises(CheckpointError, match="the data changed since this run began: (prose|code|talks) holds"):
+    with pytest.raises(CheckpointError, match=r"the data changed since this run began: (prose|code|talks) holds"):
         train(recipe, tmp_path / "run", resume=True)
 
 
