@@ -16,6 +16,7 @@ from moesaic.commands.data import data_app
 from moesaic.commands.options import (
     DataOption,
     JsonOption,
+    KernelsOption,
     RecipeArg,
     SetOption,
     StageOption,
@@ -114,6 +115,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="SINK", help="tensorboard, wandb or trackio besides metrics.jsonl."),
     ] = None,
+    kernels: KernelsOption = "auto",
     values: SetOption = None,
 ) -> None:
     """Train a recipe, every stage or one.
@@ -124,7 +126,8 @@ def train(
     chosen = recipe_from(recipe, values, data, stage, init)
     from moesaic.train.run import train as run_training
 
-    model = run_training(chosen, Path("runs") / (run or chosen.name), resume=resume, stage=stage, sinks=log or ())
+    folder = Path("runs") / (run or chosen.name)
+    model = run_training(chosen, folder, resume=resume, stage=stage, sinks=log or (), kernels=kernels)
     if model is not None:
         print(f"model in {model}; talk to it with: moesaic chat {model}")
 

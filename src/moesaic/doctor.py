@@ -16,6 +16,7 @@ import torch
 import moesaic
 from moesaic.errors import MoesaicError
 from moesaic.model import gemm_peak
+from moesaic.model.kernels import choose_kernels
 
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 EXTRAS = {
@@ -48,6 +49,7 @@ def examine(folder: Path) -> dict[str, Any]:
         "gpus": [gpu(i) for i in range(torch.cuda.device_count())],
         "disk": disk(folder),
         "extras": {n: all(importlib.util.find_spec(m) is not None for m in ms) for n, ms in EXTRAS.items()},
+        "kernels": choose_kernels("auto", torch.device("cpu"))[1],
         "compilers": {name: shutil.which(name) is not None for name in COMPILERS},
     }
 
@@ -132,6 +134,7 @@ def describe(found: dict[str, Any]) -> str:
         rows.append((f"gpu {number}", text))
     if not found["gpus"]:
         rows.append(("gpu", "none"))
+    rows.append(("kernels", found["kernels"]))
     rows.append(("extras", _marks(found["extras"])))
     rows.append(("compilers", _marks(found["compilers"])))
     if cpu_["gemm_bf16"] < cpu_["gemm_fp32"]:

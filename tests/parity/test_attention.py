@@ -3,6 +3,8 @@
 Tolerance: with operands of unit size, sums over at most 100 keys in fp32 differ by their order, by less than 1e-5.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -11,13 +13,16 @@ from torch import Tensor
 
 from moesaic.model import Cache
 from moesaic.model import attend as attend_module
-from moesaic.model.attend import Visibility, attend, attend_reference
-from moesaic.model.rotary import rotary_table, rotate
+from moesaic.model.attend import Visibility, attend_reference
+from moesaic.model.attend import attend as attend_with
+from moesaic.model.kernels import RowKernels
+from moesaic.model.rotary import rotary_table
 from tiny import batch, model
 
 FP32 = {"atol": 1e-5, "rtol": 1e-5}
 CHUNK = 16  # instead of 128, so that short sequences have many edges
 NAMES = ("output", "q", "k", "v")
+attend = partial(attend_with, kernels=RowKernels())
 
 
 def outputs_and_gradients(function: object, operands: list[Tensor], sight: Visibility, pull: Tensor) -> list[Tensor]:
@@ -79,7 +84,7 @@ def test_with_the_chunk_that_training_uses(seq: int) -> None:
 
 def test_a_query_sees_its_document_up_to_itself_and_nothing_else() -> None:
     documents_BS = torch.tensor([[0, 0, 0, 1, 1, -1]])
-    allowed = Visibility.of(documents_BS, documents_BS).allowed_BSS[0].int().tolist()
+    allowed = Visibility.of(documents_BS, documents_BS).allowed()[0].int().tolist()
     assert allowed == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -129,7 +134,9 @@ def test_the_model_with_the_reference_swapped_in(monkeypatch: pytest.MonkeyPatch
         return [logits.detach()[real], *(p.grad for p in built.parameters())]  # type: ignore[misc]
 
     fast = run()
-    monkeypatch.setattr("moesaic.model.attention.attend", attend_reference)
+    monkeypatch.setattr(
+        "moesaic.model.attention.attend", lambda q, k, v, sight, kernels: attend_reference(q, k, v, sight)
+    )
     for ours, theirs in zip(fast, run(), strict=True):
         torch.testing.assert_close(ours, theirs, **FP32)
 
@@ -144,7 +151,7 @@ def test_rope_is_a_rotation_in_the_complex_plane(positions: list[int], width: in
     """Feature i and i + width/2 are one complex number, turned by position * theta^(-2 i / width)."""
     position_BS = torch.tensor([positions])
     x = torch.randn(1, len(positions), 3, width, generator=torch.Generator().manual_seed(width))
-    ours = rotate(x, *rotary_table(position_BS, width, theta, torch.float32))
+    ours = RowKernels().rotate(x, *rotary_table(position_BS, width, theta, torch.float32))
     frequency = theta ** -(torch.arange(width // 2, dtype=torch.float64) * 2 / width)
     turn = torch.polar(torch.ones(1, dtype=torch.float64), position_BS.double()[..., None] * frequency)
     z = torch.complex(x[..., : width // 2].double(), x[..., width // 2 :].double()) * turn.unsqueeze(2)
@@ -158,7 +165,7 @@ def test_scores_depend_on_distance_alone() -> None:
 
     def score(query_at: int, key_at: int) -> float:
         turned = [
-            rotate(x, *rotary_table(torch.tensor([[at]]), 8, 10_000.0, torch.float32))
+            RowKernels().rotate(x, *rotary_table(torch.tensor([[at]]), 8, 10_000.0, torch.float32))
             for x, at in ((q, query_at), (k, key_at))
         ]
         return float((turned[0] * turned[1]).sum())

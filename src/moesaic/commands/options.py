@@ -1,7 +1,7 @@
 """Arguments and options that several verbs share, and the recipe they make."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,10 @@ DataOption = Annotated[
     typer.Option("--data", metavar="X", help="Your data: .jsonl of chats, text file, folder, hf:owner/name."),
 ]
 StageOption = Annotated[str | None, typer.Option("--stage", metavar="NAME", help="Only this stage.")]
+KernelsOption = Annotated[
+    Literal["auto", "native", "torch"],
+    typer.Option("--kernels", help="Row kernels: C++ where it builds (auto), C++ or an error, or torch."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

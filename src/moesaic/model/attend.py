@@ -11,36 +11,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moesaic.model.kernels import RowKernels
+
 CHUNK = 128  # query positions at a time: their scores stay in cache
 CHUNKED_LIMIT = 4096  # above it the kept probabilities (seq^2 / 2 a head) cost too much memory
 
 
 @dataclass(frozen=True)
 class Visibility:
-    """Who sees whom in a batch, made once and shared by all layers."""
+    """Who sees whom in a batch of packed documents, each in one piece; made once and shared by all layers."""
 
-    allowed_BSS: Tensor  # True where a query (row) may see a key (column)
+    starts_BS: Tensor  # first key that each query sees; the last is the query's own
     first_key: tuple[int, ...]  # earliest key that any query of chunk i may see
 
     @classmethod
     def of(cls, tokens_BS: Tensor, documents_BS: Tensor | None) -> "Visibility":
         """Causal, within each document of the row; without documents the row is one document."""
-        batch, seq = tokens_BS.shape
-        position = torch.arange(seq, device=tokens_BS.device)
-        causal_SS = position.unsqueeze(1) >= position
+        seq = tokens_BS.shape[1]
+        position_S = torch.arange(seq, device=tokens_BS.device)
         if documents_BS is None:
-            return cls(causal_SS.expand(batch, seq, seq), (0,) * -(-seq // CHUNK))
-        same_BSS = documents_BS.unsqueeze(2) == documents_BS.unsqueeze(1)
-        starts_BS = same_BSS.to(torch.uint8).argmax(dim=-1)  # first position of the document
+            return cls(torch.zeros_like(tokens_BS), (0,) * -(-seq // CHUNK))
+        begins_BS = torch.ones_like(documents_BS, dtype=torch.bool)
+        begins_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
+        starts_BS = torch.where(begins_BS, position_S, 0).cummax(dim=1).values
         # Rounded down so that few distinct shapes reach the matrix kernels.
         first = starts_BS[:, ::CHUNK].amin(dim=0) // CHUNK * CHUNK
-        return cls(same_BSS & causal_SS, tuple(first.tolist()))
+        return cls(starts_BS, tuple(first.tolist()))
+
+    def allowed(self) -> Tensor:
+        """`[batch, queries, keys]`: True where the query may see the key."""
+        key_S = torch.arange(self.starts_BS.shape[1], device=self.starts_BS.device)
+        return (key_S >= self.starts_BS.unsqueeze(-1)) & (key_S <= key_S.unsqueeze(-1))
 
 
-def attend(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility) -> Tensor:
+def attend(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility, kernels: RowKernels) -> Tensor:
     """softmax(q k^T / sqrt(C)) v over the keys each query may see; `[batch, seq, heads, width]` in and out."""
     if q_BSHC.device.type == "cpu" and q_BSHC.shape[1] <= CHUNKED_LIMIT:
-        out: Tensor = _ChunkedAttention.apply(q_BSHC, k_BSKC, v_BSKC, sight)  # type: ignore[no-untyped-call]
+        out: Tensor = _ChunkedAttention.apply(q_BSHC, k_BSKC, v_BSKC, sight, kernels)  # type: ignore[no-untyped-call]
         return out
     return attend_reference(q_BSHC, k_BSKC, v_BSKC, sight)
 
@@ -48,7 +55,7 @@ def attend(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility) ->
 def attend_reference(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility) -> Tensor:
     """The same through torch's operator."""
     q, k, v = (x.transpose(1, 2) for x in (q_BSHC, k_BSKC, v_BSKC))
-    mask = sight.allowed_BSS.unsqueeze(1)
+    mask = sight.allowed().unsqueeze(1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 
 
@@ -70,25 +77,24 @@ class _ChunkedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility) -> Tensor:
+    def forward(
+        ctx: Any, q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility, kernels: RowKernels
+    ) -> Tensor:
         _, seq, heads, width = q_BSHC.shape
         kv_heads = k_BSKC.shape[2]
         group = heads // kv_heads
         q_NRC = _to_rows(q_BSHC * width**-0.5, kv_heads)
         k_NSC, v_NSC = _to_rows(k_BSKC, kv_heads), _to_rows(v_BSKC, kv_heads)
-        hidden_BSS = ~sight.allowed_BSS
         out_NRC = torch.empty_like(q_NRC)
         kept = []
         for i, lo in enumerate(range(0, seq, CHUNK)):
             hi, first = min(seq, lo + CHUNK), sight.first_key[i]
             scores = torch.bmm(q_NRC[:, lo * group : hi * group], k_NSC[:, first:hi].transpose(1, 2))
-            view = scores.view(-1, kv_heads, hi - lo, group, hi - first)
-            view.masked_fill_(hidden_BSS[:, None, lo:hi, None, first:hi], -torch.inf)
-            p = torch.softmax(scores, dim=-1)
+            p = kernels.visible_softmax(scores, sight.starts_BS, lo, hi, first)
             out_NRC[:, lo * group : hi * group] = torch.bmm(p, v_NSC[:, first:hi])
             kept.append(p)
         ctx.save_for_backward(q_NRC, k_NSC, v_NSC, out_NRC, *kept)
-        ctx.kv_heads, ctx.group, ctx.first_key = kv_heads, group, sight.first_key
+        ctx.kv_heads, ctx.group, ctx.first_key, ctx.kernels = kv_heads, group, sight.first_key, kernels
         return _from_rows(out_NRC, kv_heads, group)
 
     @staticmethod
@@ -96,20 +102,21 @@ class _ChunkedAttention(torch.autograd.Function):
         q_NRC, k_NSC, v_NSC, out_NRC, *kept = ctx.saved_tensors
         group, seq, width = ctx.group, k_NSC.shape[1], k_NSC.shape[2]
         dout_NRC = _to_rows(grad_outputs[0], ctx.kv_heads)
-        delta_NR1 = (dout_NRC * out_NRC).sum(dim=-1, keepdim=True)
+        delta_NR = (dout_NRC * out_NRC).sum(dim=-1, dtype=torch.float32)
         dq_NRC = torch.empty_like(q_NRC)
         dk_NSC, dv_NSC = (torch.zeros_like(k_NSC, dtype=torch.float32) for _ in range(2))
         for p, first, lo in zip(kept, ctx.first_key, range(0, seq, CHUNK), strict=True):
             hi = min(seq, lo + CHUNK)
             rows = slice(lo * group, hi * group)
             dout = dout_NRC[:, rows]
-            dscores = torch.bmm(dout, v_NSC[:, first:hi].transpose(1, 2)).sub_(delta_NR1[:, rows]).mul_(p)
+            dp = torch.bmm(dout, v_NSC[:, first:hi].transpose(1, 2))
+            dscores = ctx.kernels.softmax_backward(dp, p, delta_NR[:, rows])
             dq_NRC[:, rows] = torch.bmm(dscores, k_NSC[:, first:hi])
             dk_NSC[:, first:hi] += torch.bmm(dscores.transpose(1, 2), q_NRC[:, rows])
             dv_NSC[:, first:hi] += torch.bmm(p.transpose(1, 2), dout)
         dq = _from_rows(dq_NRC.mul_(width**-0.5), ctx.kv_heads, group)
         dk, dv = (_from_rows(g.to(k_NSC.dtype), ctx.kv_heads, 1) for g in (dk_NSC, dv_NSC))
-        return dq, dk, dv, None
+        return dq, dk, dv, None, None
 
 
 def _to_rows(x_BSHC: Tensor, kv_heads: int) -> Tensor:

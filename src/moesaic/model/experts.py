@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moesaic.model.kernels import RowKernels
 from moesaic.model.router import Routing
 from moesaic.recipe import Model
 
@@ -42,28 +43,33 @@ class _SortedExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, w_in_E2FD: Tensor, w_out_EDF: Tensor
+        ctx: Any,
+        x_TD: Tensor,
+        weights_TK: Tensor,
+        experts_TK: Tensor,
+        w_in_E2FD: Tensor,
+        w_out_EDF: Tensor,
+        kernels: RowKernels,
     ) -> Tensor:
         dtype, width = x_TD.dtype, w_out_EDF.shape[2]
         order = SortedRows.of(experts_TK, w_in_E2FD.shape[0])
         x_RD = x_TD.index_select(0, order.token_R)
-        weight_R1 = x_TD.new_zeros(order.rows, 1)
-        weight_R1[order.place_TK.flatten()] = weights_TK.flatten().to(dtype).unsqueeze(-1)
+        weight_R = weights_TK.new_zeros(order.rows)
+        weight_R[order.place_TK.flatten()] = weights_TK.flatten()
         w_in, w_out = w_in_E2FD.flatten(1, 2).to(dtype), w_out_EDF.to(dtype)
         h_RF2 = x_TD.new_empty(order.rows, 2 * width)
         y_RD = torch.empty_like(x_RD)
         for e, rows in order.slices:
             h = torch.mm(x_RD[rows], w_in[e].t(), out=h_RF2[rows])
-            a = F.silu(h[:, :width]).mul_(h[:, width:]).mul_(weight_R1[rows])
-            torch.mm(a, w_out[e].t(), out=y_RD[rows])
-        ctx.save_for_backward(x_RD, h_RF2, weight_R1, w_in, w_out)
-        ctx.order, ctx.weight_dtype = order, w_in_E2FD.dtype
-        return order.sum_rows(y_RD)
+            torch.mm(kernels.swiglu(h, weight_R[rows]), w_out[e].t(), out=y_RD[rows])
+        ctx.save_for_backward(x_RD, h_RF2, weight_R, w_in, w_out)
+        ctx.order, ctx.weight_dtype, ctx.kernels = order, w_in_E2FD.dtype, kernels
+        return kernels.sum_rows(y_RD, order.place_TK)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x_RD, h_RF2, weight_R1, w_in, w_out = ctx.saved_tensors
-        order, width = ctx.order, w_out.shape[2]
+        x_RD, h_RF2, weight_R, w_in, w_out = ctx.saved_tensors
+        order, kernels, width = ctx.order, ctx.kernels, w_out.shape[2]
         dy_RD = grad_outputs[0].to(x_RD.dtype).index_select(0, order.token_R)
         dw_in = torch.empty(w_in.shape, dtype=ctx.weight_dtype, device=w_in.device)
         dw_out = torch.empty(w_out.shape, dtype=ctx.weight_dtype, device=w_out.device)
@@ -73,21 +79,13 @@ class _SortedExperts(torch.autograd.Function):
             dw_in[e].zero_()
             dw_out[e].zero_()
         for e, rows in order.slices:
-            x, dy, weight = x_RD[rows], dy_RD[rows], weight_R1[rows]
-            gate, up = h_RF2[rows, :width], h_RF2[rows, width:]
-            act = F.silu(gate)
-            a = act * up
-            da = torch.mm(dy, w_out[e])  # gradient of the weighted activation
-            torch.sum(da * a, dim=-1, dtype=torch.float32, out=dweight_R[rows])
-            dw_out[e] = torch.mm(dy.t(), a.mul_(weight))
-            da.mul_(weight)
-            dh = torch.empty_like(h_RF2[rows])
-            torch.mul(da, act, out=dh[:, width:])
-            dh[:, :width] = torch.ops.aten.silu_backward(da.mul_(up), gate)
+            dy = dy_RD[rows]
+            a, dh, dweight_R[rows] = kernels.swiglu_backward(h_RF2[rows], weight_R[rows], torch.mm(dy, w_out[e]))
+            dw_out[e] = torch.mm(dy.t(), a)
             torch.mm(dh, w_in[e], out=dx_RD[rows])
-            dw_in[e] = torch.mm(dh.t(), x)
-        dweights_TK = dweight_R[order.place_TK]
-        return order.sum_rows(dx_RD), dweights_TK, None, dw_in.unflatten(1, (2, width)), dw_out
+            dw_in[e] = torch.mm(dh.t(), x_RD[rows])
+        dx_TD, dweights_TK = kernels.sum_rows(dx_RD, order.place_TK), dweight_R[order.place_TK]
+        return dx_TD, dweights_TK, None, dw_in.unflatten(1, (2, width)), dw_out, None
 
 
 @dataclass(frozen=True)
@@ -121,10 +119,6 @@ class SortedRows:
         slices = [(e, slice(b, b + n)) for e, (b, n) in enumerate(zip(begins, sizes, strict=True)) if n]
         return cls(token_R, place_TK, slices, [e for e, n in enumerate(sizes) if not n])
 
-    def sum_rows(self, y_RD: Tensor) -> Tensor:
-        """Add the rows of each token, in the order of its choices: `[rows, d] -> [tokens, d]`."""
-        return y_RD[self.place_TK].sum(dim=1)
-
 
 class Experts(nn.Module):
     """All experts of one layer; with one expert a plain SwiGLU block."""
@@ -133,6 +127,7 @@ class Experts(nn.Module):
         super().__init__()
         self.w_in = nn.Parameter(torch.empty(config.n_experts, 2, config.d_ff, config.d_model))
         self.w_out = nn.Parameter(torch.empty(config.n_experts, config.d_model, config.d_ff))
+        self.kernels = RowKernels()
 
     def forward(self, x_TD: Tensor, routing: Routing | None) -> Tensor:
         """Apply the chosen experts to `[tokens, d_model]`; `routing` None means the single dense expert."""
@@ -140,6 +135,6 @@ class Experts(nn.Module):
             gate, up, down = (w.to(x_TD.dtype) for w in (self.w_in[0, 0], self.w_in[0, 1], self.w_out[0]))
             return F.linear(F.silu(F.linear(x_TD, gate)) * F.linear(x_TD, up), down)
         out: Tensor = _SortedExperts.apply(  # type: ignore[no-untyped-call]
-            x_TD, routing.weights_TK, routing.experts_TK, self.w_in, self.w_out
+            x_TD, routing.weights_TK, routing.experts_TK, self.w_in, self.w_out, self.kernels
         )
         return out

@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moesaic.model.kernels import RowKernels
+
 IGNORE = -100
 CHUNK = 512  # rows: their logits stay in cache; see docs/lab-log.md
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, kernels: RowKernels) -> Tensor:
         dtype = hidden_TD.dtype
         head = head_VD.to(dtype)
         d_hidden = torch.empty_like(hidden_TD)
@@ -23,16 +25,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
         for lo in range(0, hidden_TD.shape[0], CHUNK):
             rows = hidden_TD[lo : lo + CHUNK]
-            labels_T1 = labels_T[lo : lo + CHUNK].unsqueeze(-1)
-            counted = labels_T1 != IGNORE
-            target = labels_T1.clamp(min=0)
-            p_TV = torch.softmax(torch.mm(rows, head.t()), dim=-1)
-            p_target = p_TV.gather(1, target)
-            loss -= (p_target.float().clamp(min=1e-30).log() * counted).sum()
-            p_TV.scatter_(1, target, p_target - 1)  # d loss / d logits
-            p_TV.mul_(counted)
-            torch.mm(p_TV, head, out=d_hidden[lo : lo + CHUNK])
-            d_head += torch.mm(p_TV.t(), rows)
+            here, d_logits_TV = kernels.cross_entropy(torch.mm(rows, head.t()), labels_T[lo : lo + CHUNK])
+            loss += here
+            torch.mm(d_logits_TV, head, out=d_hidden[lo : lo + CHUNK])
+            d_head += torch.mm(d_logits_TV.t(), rows)
         ctx.save_for_backward(d_hidden, d_head)
         return loss
 
@@ -40,12 +36,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
         scale = grad_outputs[0]
-        return d_hidden * scale.to(d_hidden.dtype), d_head * scale, None
+        return d_hidden * scale.to(d_hidden.dtype), d_head * scale, None, None
 
 
-def next_token_loss(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor) -> Tensor:
+def next_token_loss(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, kernels: RowKernels | None = None) -> Tensor:
     """Sum of cross entropies in nats over labels that are not -100; equals `next_token_loss_reference`."""
-    loss: Tensor = _LinearCrossEntropy.apply(hidden_TD, head_VD, labels_T)  # type: ignore[no-untyped-call]
+    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_TD, head_VD, labels_T, kernels or RowKernels()
+    )
     return loss
 
 

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from moesaic.errors import ModelError
 from moesaic.model.attend import Visibility
+from moesaic.model.attention import Attention
 from moesaic.model.block import Block, RMSNorm
 from moesaic.model.cache import Cache
+from moesaic.model.experts import Experts
+from moesaic.model.kernels import RowKernels
 from moesaic.model.rotary import rotary_table
 from moesaic.model.router import RouterStats
 from moesaic.recipe import Model
@@ -36,11 +39,19 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.compute_dtype = compute_dtype or self.embedding.dtype
+        self.kernels = RowKernels()
 
     @property
     def head_weight(self) -> Tensor:
         """`[vocab, d_model]`: the output head, or the embedding when tied."""
         return self.embedding if self.head is None else self.head
+
+    def use_kernels(self, kernels: RowKernels) -> None:
+        """Compute what lies between the matrix products with `kernels` from now on."""
+        self.kernels = kernels
+        for module in self.modules():
+            if isinstance(module, RMSNorm | Attention | Experts):
+                module.kernels = kernels
 
     def extend(self, context: int, rope_theta: float | None = None) -> None:
         """Raise the longest sequence and, if given, the rotary base; weights stay."""
@@ -79,7 +90,7 @@ class Transformer(nn.Module):
                 all_stats.append(stats)
         if cache is not None:
             cache.advance(seq)
-        return self.norm(x_BSD).to(self.compute_dtype), all_stats
+        return self.norm(x_BSD, self.compute_dtype), all_stats
 
     def forward(
         self,

@@ -13,6 +13,7 @@ from moesaic.data import DataFolder, Ledger, Loader, build_data
 from moesaic.errors import CheckpointError, RecipeError
 from moesaic.model import Transformer, initialise, select_trainable
 from moesaic.model.folder import load_model
+from moesaic.model.kernels import KernelChoice, RowKernels, choose_kernels
 from moesaic.recipe import Recipe, Stage
 from moesaic.train.checkpoint import CheckpointStore
 from moesaic.train.display import Display
@@ -49,6 +50,7 @@ def train(
     resume: bool = False,
     stage: str | None = None,
     sinks: Sequence[str] = (),
+    kernels: KernelChoice = "auto",
 ) -> Path | None:
     """Train every stage of `recipe`, or only the one named `stage`, in the run folder `run`.
 
@@ -61,14 +63,17 @@ def train(
             "set pp, dp, cp, tp and ep of layout to 1"
         )
     keep_freed_memory()
+    machine = Machine.detect()
+    rows, why = choose_kernels(kernels, machine.device)
     folder = RunFolder(run)
     try:
         folder.open(recipe, resume)
         with StopRequest() as stop, Display() as display:
+            display.message(f"kernels: {why}")
             data = build_data(recipe, data_home or run.parent / "data", progress=display.message)
             opened = [open_sink(name, run, recipe.model_dump(mode="json")) for name in sinks]
             with closing(MetricsLog(folder.metrics, opened, warn=display.message)) as log:
-                return Run(recipe, folder, data, log, display, stop).go(resume, stage)
+                return Run(recipe, folder, data, log, display, stop, machine, rows).go(resume, stage)
     except OSError as error:
         raise CheckpointError(
             f"run folder {run}: {error.filename or 'writing'}: {error.strerror or error}; "
@@ -87,10 +92,11 @@ class Run:
         log: MetricsLog,
         display: Display,
         stop: StopRequest,
+        machine: Machine,
+        kernels: RowKernels,
     ) -> None:
         self.recipe, self.folder, self.data, self.log = recipe, folder, data, log
-        self.display, self.stop = display, stop
-        self.machine = Machine.detect()
+        self.display, self.stop, self.machine = display, stop, machine
         checkpoints = recipe.checkpoints
         self.store = CheckpointStore(folder.checkpoints, checkpoints.keep, checkpoints.retries, warn=display.message)
         self.ledger = Ledger({name: shard.input_tokens for name, shard in data.train.items()})
@@ -98,6 +104,7 @@ class Run:
         self.ordinals: dict[str, int] = {}  # where each source goes on in the next stage
         with self.machine.device:
             self.model = Transformer(recipe.model)
+        self.model.use_kernels(kernels)
 
     def go(self, resume: bool, only: str | None) -> Path | None:
         """Run the stages that remain, or the one named `only`."""
@@ -223,7 +230,7 @@ class Run:
             "full_hash": self.recipe.full_hash(),
             "rope_theta": self.model.config.rope_theta,
             "context": self.model.config.context,
-            "threads": self.machine.threads,
+            "arithmetic": self._arithmetic,
         }
         if optimizer is not None and step is not None and loader is not None:
             _, state["optimizer"] = get_state_dict(self.model, optimizer)
@@ -234,6 +241,11 @@ class Run:
         except OSError as error:  # it is in the checkpoint too: no reason to end the run
             self.display.message(f"{self.folder.ledger} was not written: {error.strerror}; the next save tries again")
         return saved
+
+    @property
+    def _arithmetic(self) -> str:
+        """What, besides recipe and data, decides the last bits of a result."""
+        return f"{self.machine.threads} threads and {self.model.kernels.name} kernels"
 
     def _restore_counts(self, extra: dict[str, Any]) -> None:
         """Take over everything but tensors. Raises CheckpointError when the data is not what was trained on."""
@@ -247,10 +259,9 @@ class Run:
         self.ordinals = extra["ordinals"]
         self.ledger.load_state_dict(extra["ledger"])
         self.model.extend(extra["context"], extra["rope_theta"])
-        if extra["threads"] != self.machine.threads:
+        if extra["arithmetic"] != self._arithmetic:
             self.display.message(
-                f"resumed with {self.machine.threads} threads, saved with {extra['threads']}: "
-                "sums may differ in the last bits"
+                f"resumed with {self._arithmetic}, saved with {extra['arithmetic']}: sums may differ in the last bits"
             )
 
     def _restore_stage(self, checkpoint: Path, optimizer: Any, step: TrainStep, loader: Loader) -> None:

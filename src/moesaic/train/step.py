@@ -80,7 +80,7 @@ class TrainStep:
         hidden_BSD, stats = model.hidden(micro.tokens, micro.positions, micro.documents, collect_stats=self.sparse)
         hidden_TD, labels_T = hidden_BSD.flatten(0, 1), micro.labels.flatten()
         if self.teacher is None:
-            loss = next_token_loss(hidden_TD, model.head_weight, labels_T) / max(labels, 1)
+            loss = next_token_loss(hidden_TD, model.head_weight, labels_T, model.kernels) / max(labels, 1)
         else:
             loss = self._distilled_loss(micro, hidden_TD, labels_T) / max(labels, 1)
         objective = loss
