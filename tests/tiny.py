@@ -42,7 +42,7 @@ MODEL = {
     "top_k": 2,
     "context": 64,
 }
-OPTIMIZER = {"lr": 3e-3, "warmup_tokens": 500}
+OPTIMIZER = {"lr": 3e-3, "warmup_tokens": 500, "vector_factor": 2.0}
 
 
 def model(seed: int = 1, **changes: Any) -> Transformer:

@@ -19,13 +19,9 @@ from moesaic.errors import MoesaicError
 RUN = Path("runs") / "pocket"
 DRILL = Path("runs") / "demo-drill"
 QUESTIONS = ("Hi there! How are you?", "What do you do for a living?", "Do you like music?")
-# A few small steps with a checkpoint every third: enough to be killed in the middle.
-SHORT = (
-    "stages.pretrain.tokens=50_000",
-    "stages.extend.tokens=9_000",
-    "stages.instruct.tokens=9_000",
-    "checkpoints.every_steps=3",
-)
+# The beginning of a run, with a checkpoint every eighth step: enough to be killed in the middle.
+SHORT = ("--stage", "pretrain", "--set", "stages.pretrain.tokens=40_000", "--set", "checkpoints.every_steps=8")
+KILL_AFTER = 20  # steps
 
 
 @dataclass(frozen=True)
@@ -77,8 +73,8 @@ def kill_and_resume(console: Console) -> None:
     shutil.rmtree(DRILL, ignore_errors=True)
     console.print("training undisturbed")
     _train(undisturbed)
-    console.print("training the same again, until it is killed after step 7")
-    _train(killed, kill_after=7)
+    console.print(f"training the same again, until it is killed after step {KILL_AFTER}")
+    _train(killed, kill_after=KILL_AFTER)
     console.print("resuming")
     _train(killed, resume=True)
     same = _weights(undisturbed) == _weights(killed)
@@ -93,7 +89,7 @@ def kill_and_resume(console: Console) -> None:
 def _train(run: Path, *, resume: bool = False, kill_after: int | None = None) -> None:
     """Train the short run in a process of its own; kill -9 it once step `kill_after` is recorded."""
     command = [sys.executable, "-m", "moesaic.cli", "train", "pocket", "--run", str(run.relative_to("runs"))]
-    command += [word for value in SHORT for word in ("--set", value)] + (["--resume"] if resume else [])
+    command += [*SHORT, *(["--resume"] if resume else [])]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while kill_after is not None and process.poll() is None:
             if any(m.get("step", 0) >= kill_after for m in _lines(run)):

@@ -22,7 +22,7 @@ from moesaic.train.checkpoint import problem_of
 
 TIMES = {"seconds", "data_seconds", "tokens_per_second", "model_flops_per_second", "peak_share", "time_iso"}
 STAGES = ("pretrain", "extend", "instruct")
-STEPS = {"pretrain": (1, 11), "extend": (12, 19), "instruct": (20, 30)}  # first and last
+STEPS = {"pretrain": (1, 11), "extend": (12, 20), "instruct": (21, 31)}  # first and last
 EVERY = 3
 
 # Kills itself, as `kill -9` would, when the step is logged, or in the middle of the save that begins at that step.

@@ -140,7 +140,7 @@ def test_train_passes_everything_on(
     assert "moesaic chat runs/first/model" in out
     recipe, folder, options = calls[0]
     assert folder == Path("runs/first")
-    assert options == {"resume": True, "stage": "instruct", "sinks": ["wandb"]}
+    assert options == {"resume": True, "stage": "instruct", "sinks": ["wandb"], "kernels": "auto"}
     assert recipe.stage("instruct").sources == ("mine",)
     assert "dialogue" in recipe.stage("pretrain").sources
     assert recipe.data.sources[-1].epochs == 9

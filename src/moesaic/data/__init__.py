@@ -6,7 +6,7 @@ from moesaic.data.build import build_data, data_path
 from moesaic.data.chat import content_bytes, encode_chat, encode_chats
 from moesaic.data.folder import DataFolder, HeldOut, held_out_sequences
 from moesaic.data.ledger import Ledger
-from moesaic.data.loader import Loader
+from moesaic.data.loader import Carry, Loader
 from moesaic.data.packing import Piece, pack
 from moesaic.data.shards import Shard, ShardWriter
 from moesaic.data.sources import Document, read_documents
@@ -16,6 +16,7 @@ __all__ = [
     "IGNORE",
     "PADDING",
     "Batch",
+    "Carry",
     "DataFolder",
     "Document",
     "HeldOut",

@@ -2,11 +2,12 @@
 
 A window is a fixed set of documents (see `mixture`), packed (see `packing`) and shuffled by itself, so batch
 k is a pure function of (seed, stage, global sequence index): ranks, restarts and batch sizes do not change
-the order.
+the order. A stage that ends inside a window hands the rest of it on: it is the next stage's first window.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +25,57 @@ from moesaic.recipe import Recipe, Stage
 WINDOW_SEQUENCES = 128
 
 
-class _Window:
-    """One window, packed: sequences of pieces of the listed documents."""
+class Passage(NamedTuple):
+    """Inputs `start` to `end` of a document; the label of the last is token `end`."""
 
-    def __init__(self, documents: list[tuple[str, int]], sequences: list[list[Piece]]) -> None:
-        self.documents, self.sequences = documents, sequences
+    source: str
+    document: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What a stage leaves to the next: a few hundred passages at most, whatever the size of the data."""
+
+    ordinals: Mapping[str, int] = field(default_factory=dict)
+    """First ordinal of each source that no window has taken."""
+    passages: tuple[Passage, ...] = ()
+    """What a window had taken and the stage did not reach."""
+
+    def plain(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"ordinals": dict(self.ordinals), "passages": [list(p) for p in self.passages]}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """Inverse of `plain`."""
+        return cls(dict(plain["ordinals"]), tuple(Passage(*p) for p in plain["passages"]))
+
+
+class _Window:
+    """One window, packed: sequences of pieces of the listed passages."""
+
+    def __init__(self, passages: Sequence[Passage], sequences: list[list[Piece]]) -> None:
+        self.passages, self.sequences = passages, sequences
 
     def inputs(self, start: int = 0) -> int:
         """Input tokens of the sequences from `start` on."""
         return sum(piece.length for row in self.sequences[start:] for piece in row)
+
+    def left(self, start: int) -> tuple[Passage, ...]:
+        """Passages of the sequences from `start` on, neighbours joined again."""
+        cut = []
+        for piece in (piece for row in self.sequences[start:] for piece in row):
+            source, document, first, _ = self.passages[piece.document]
+            at = first + piece.start
+            cut.append((piece.document, Passage(source, document, at, at + piece.length)))
+        joined: list[tuple[int, Passage]] = []
+        for number, passage in sorted(cut):
+            if joined and joined[-1][0] == number and joined[-1][1].end == passage.start:
+                passage = joined.pop()[1]._replace(end=passage.end)
+            joined.append((number, passage))
+        return tuple(passage for _, passage in joined)
 
 
 class Loader:
@@ -44,15 +87,15 @@ class Loader:
         stage: Stage,
         recipe: Recipe,
         seed: int,
-        start: Mapping[str, int] | None = None,
+        carry: Carry | None = None,
     ) -> None:
-        """`start`: `end_ordinals()` of the stage before, so that epochs are capped over the whole run."""
-        self._start = dict(start or {})
+        """`carry`: of the stage before, so that epochs are counted over the whole run."""
+        self._carry = carry or Carry()
         self._stage, self._seed, self._pad = stage, seed, folder.tokenizer.pad_id
         epochs = {source.name: source.epochs for source in recipe.data.sources}
         self._shards: dict[str, Shard] = {name: folder.train[name] for name in stage.sources}
         self._sources = {
-            name: MixedSource(name, len(shard), shard.input_tokens, epochs[name], self._start.get(name, 0))
+            name: MixedSource(name, len(shard), shard.input_tokens, epochs[name], self._carry.ordinals.get(name, 0))
             for name, shard in self._shards.items()
         }
         self.mixture = Mixture(
@@ -60,13 +103,15 @@ class Loader:
             WINDOW_SEQUENCES * stage.seq_len,
             dict(stage.weights) if stage.weights else None,
         )
+        self._lead = tuple(p for p in self._carry.passages if p.source in self._shards)
+        self.windows = self.mixture.windows + (1 if self._lead else 0)
         self._window, self._offset = 0, 0
         self._packed: tuple[int, _Window] | None = None
 
     def next_batch(self, sequences: int) -> Batch | None:
         """The next `sequences` packed sequences, fewer at the very end, None when nothing is left."""
         rows: list[tuple[_Window, list[Piece]]] = []
-        while len(rows) < sequences and self._window < self.mixture.windows:
+        while len(rows) < sequences and self._window < self.windows:
             window = self._current()
             taken = window.sequences[self._offset : self._offset + sequences - len(rows)]
             rows += [(window, row) for row in taken]
@@ -78,25 +123,30 @@ class Loader:
     @property
     def available_tokens(self) -> int:
         """Input tokens (no padding) that are still to come; exact."""
-        if self._window >= self.mixture.windows:
+        if self._window >= self.windows:
             return 0
-        taken = self._current().inputs() - self._current().inputs(self._offset)
-        ordinals = self.mixture.window(self._window)
-        return sum(self._tokens_from(s, ordinals[s.name].start) for s in self.mixture.sources) - taken
+        ordinals = self._ordinals(self._window + 1)
+        later = sum(self._tokens_from(s, ordinals[s.name].start) for s in self.mixture.sources)
+        return self._current().inputs(self._offset) + later
 
-    def end_ordinals(self) -> dict[str, int]:
-        """Where the next stage goes on in each source: after the last window that was touched."""
-        window = self._window + (1 if self._offset else 0)
-        ends = {name: ordinals.start for name, ordinals in self.mixture.window(window).items()}
-        return {**self._start, **ends}
+    def carry(self) -> Carry:
+        """What the next stage goes on from."""
+        touched = self._offset > 0
+        ordinals = self._ordinals(self._window + (1 if touched else 0))
+        left = [p for p in self._carry.passages if p.source not in self._shards]
+        if touched:
+            left += self._current().left(self._offset)
+        elif self._window == 0:
+            left += self._lead
+        return Carry({**self._carry.ordinals, **{n: o.start for n, o in ordinals.items()}}, tuple(left))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint, of constant size."""
-        return {"window": self._window, "offset": self._offset, "start": dict(self._start)}
+        return {"window": self._window, "offset": self._offset, "start": dict(self._carry.ordinals)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`. Raises DataError when that loader began elsewhere."""
-        if dict(state["start"]) != self._start:
+        if dict(state["start"]) != self._carry.ordinals:
             raise DataError("the checkpoint began at other documents than this stage; use the same recipe and data")
         self._window, self._offset = int(state["window"]), int(state["offset"])
 
@@ -118,30 +168,43 @@ class Loader:
             self._packed = (self._window, self._pack(self._window))
         return self._packed[1]
 
-    def _pack(self, index: int) -> _Window:
-        documents = [
+    def _ordinals(self, index: int) -> dict[str, range]:
+        """Ordinals of window `index`; what was left by the stage before has none."""
+        lead = 1 if self._lead else 0
+        if index < lead:
+            return {name: range(o.start, o.start) for name, o in self.mixture.window(0).items()}
+        return self.mixture.window(index - lead)
+
+    def _passages(self, index: int) -> Sequence[Passage]:
+        if index == 0 and self._lead:
+            return self._lead
+        chosen = [
             (name, document(self._seed, self._sources[name], ordinal))
-            for name, ordinals in self.mixture.window(index).items()
+            for name, ordinals in self._ordinals(index).items()
             for ordinal in ordinals
         ]
-        lengths = [int(self._shards[name].lengths[i]) for name, i in documents]
-        sequences = pack(lengths, self._stage.seq_len)
+        return [Passage(name, i, 0, int(self._shards[name].lengths[i]) - 1) for name, i in chosen]
+
+    def _pack(self, index: int) -> _Window:
+        passages = self._passages(index)
+        sequences = pack([p.end - p.start + 1 for p in passages], self._stage.seq_len)
         # Best fit sorts by length; training must not.
         order = shuffled(len(sequences), self._seed, "sequences", self._stage.name, index)
-        return _Window(documents, [sequences[i] for i in order])
+        return _Window(passages, [sequences[i] for i in order])
 
     def _batch(self, rows: list[tuple[_Window, list[Piece]]]) -> Batch:
         arrays = empty_rows(len(rows), self._stage.seq_len, self._pad)
         counts = dict.fromkeys(self._shards, 0)
         only_assistant = self._stage.loss_on == "assistant"
         for i, (window, row) in enumerate(rows):
-            names = [window.documents[piece.document] for piece in row]
-            docs = {p.document: self._shards[name].doc(d) for p, (name, d) in zip(row, names, strict=True)}
-            masks: dict[int, NDArray[np.generic] | None] = {
-                p.document: self._shards[name].mask(d) if only_assistant else None
-                for p, (name, d) in zip(row, names, strict=True)
-            }
+            docs: dict[int, NDArray[np.generic]] = {}
+            masks: dict[int, NDArray[np.generic] | None] = {}
+            for piece in row:
+                source, number, start, end = window.passages[piece.document]
+                shard, here = self._shards[source], slice(start, end + 1)
+                mask = shard.mask(number) if only_assistant else None
+                docs[piece.document] = shard.doc(number)[here]
+                masks[piece.document] = None if mask is None else mask[here]
+                counts[source] += piece.length
             fill_row(row, docs, masks, [a[i] for a in arrays])
-            for piece, (name, _) in zip(row, names, strict=True):
-                counts[name] += piece.length
         return to_batch(arrays, counts)

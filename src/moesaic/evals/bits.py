@@ -1,4 +1,4 @@
-"""Bits per byte on held-out documents, and loss as a function of the position in a document.
+"""Bits per byte on held-out documents, and loss as a function of the position at which a token is read.
 
 Legend: B sequences, S positions, D model width, V vocabulary.
 """
@@ -72,25 +72,28 @@ def loss_by_position(
     sources: Iterable[str],
     length: int,
     limit_tokens: int,
-    buckets: int = 32,
+    buckets: int = 8,
 ) -> list[tuple[int, float, float]]:
-    """Mean loss in buckets of position, over the same long held-out documents for every position.
+    """Mean loss of the same held-out tokens, read at one position after another.
 
-    Only documents with more than `length` tokens count, each by its first `length` inputs, so that positions differ
-    in context and not in what is read. Returns (last position of the bucket + 1, nats per token, standard error)
-    for each bucket; empty when no document is long enough.
+    The tokens that stand at the last positions of `length` in their documents are read again and again, each time
+    with their document begun later, so that they move to earlier positions and have less before them. What is read
+    stays the same: a document that gets harder as it goes on bends no curve. Documents of more than `length` tokens
+    count, `limit_tokens` inputs of each source at most. Returns (last position of the bucket + 1, nats per token,
+    standard error over documents) for each bucket; empty when no document is long enough.
     """
     docs = [doc[: length + 1] for name in sources for doc in long_documents(data, name, length, limit_tokens)]
     if not docs:
         return []
-    losses = torch.cat(
-        [token_losses(model, one_document_a_row(docs[i : i + ROWS_A_BATCH])) for i in range(0, len(docs), ROWS_A_BATCH)]
-    )
-    buckets = min(buckets, length)
-    size = length // buckets
-    means = losses[:, : size * buckets].reshape(len(docs), buckets, size).mean(dim=2)
-    errors = means.std(dim=0, correction=0) / math.sqrt(max(len(docs) - 1, 1))
-    return [((i + 1) * size, float(means[:, i].mean()), float(errors[i])) for i in range(buckets)]
+    size = length // min(buckets, length)
+    points = []
+    for end in range(size, length + 1, size):
+        cut = [doc[length - end :] for doc in docs]
+        pieces = [cut[i : i + ROWS_A_BATCH] for i in range(0, len(cut), ROWS_A_BATCH)]
+        means = torch.cat([token_losses(model, one_document_a_row(rows))[:, -size:].mean(dim=1) for rows in pieces])
+        error = float(means.std(correction=0)) / math.sqrt(max(len(docs) - 1, 1))
+        points.append((end, float(means.mean()), error))
+    return points
 
 
 def one_document_a_row(docs: Sequence[NDArray[np.generic]]) -> Batch:

@@ -21,6 +21,8 @@ class Optimizer(Part):
 
     lr: PositiveFloat = 1e-3
     """Peak learning rate. | none | loss spikes (lower) or falls slowly (raise)."""
+    vector_factor: PositiveFloat = 1.0
+    """Rate of embedding, head and norms as a multiple of `lr`: a matrix of a wider model needs a lower rate, they do not (Yang et al. 2022, table 8). | factor | a model learns slowly at first: 8 to 16."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """Cosine, or warm-up-stable-decay (Hu et al. 2024). | none | the end is not known in advance: wsd."""
     warmup_tokens: NonNegativeInt = 0

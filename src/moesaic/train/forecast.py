@@ -15,12 +15,12 @@ WEIGHT_BYTES, GRADIENT_BYTES, ADAM_BYTES = (
 
 def forecast(
     recipe: Recipe,
-    rates: Mapping[int, float],
+    rates: Mapping[tuple[int, int], float],
     source_tokens: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The contents of `forecast.json`.
 
-    `rates`: measured tokens/s by sequence length; a stage whose length is missing gets no time.
+    `rates`: measured tokens/s by sequence length and batch (tokens); a stage that lacks one gets no time.
     `source_tokens`: tokens of one epoch by source, once the shards are built; without it there are no epochs
     and no stage ends early. Steps assume full packs. FLOPs are 6 x active parameters x tokens, without
     attention scores. Memory counts weights, gradients and Adam's moments of all devices together, without
@@ -33,19 +33,21 @@ def forecast(
     for stage in recipe.stages:
         drawn = _draw(stage, capacity, left) if capacity and left else None
         tokens = stage.tokens if drawn is None else min(stage.tokens, sum(drawn.values()))
-        rate = rates.get(stage.seq_len)
+        ramp = _ramp(stage, tokens)
+        known = all((stage.seq_len, batch) in rates for batch, _ in ramp)
+        seconds = sum(n * batch / rates[stage.seq_len, batch] for batch, n in ramp) if known else None
         last = stage.batch_tokens(max(0, tokens - 1))
         stages.append(
             {
                 "name": stage.name,
                 "seq_len": stage.seq_len,
                 "tokens": tokens,
-                "steps": _steps(stage, tokens),
+                "steps": sum(n for _, n in ramp),
                 "batch_tokens": [stage.batch_tokens(0), last],
                 "batch_sequences": [stage.batch_tokens(0) // stage.seq_len, last // stage.seq_len],
                 "tokens_per_expert": last * recipe.model.top_k / recipe.model.n_experts,
-                "tokens_per_second": rate,
-                "seconds": tokens / rate if rate else None,
+                "tokens_per_second": tokens / seconds if seconds else None,
+                "seconds": seconds,
                 "flops": 6 * active * tokens,
                 "epochs": _epochs(drawn, source_tokens),
             }
@@ -70,14 +72,15 @@ def forecast(
     }
 
 
-def _steps(stage: Stage, tokens: int) -> int:
-    """Optimizer steps through the batch ramp: each has the batch that the tokens before it ask for."""
-    done = steps = 0
+def _ramp(stage: Stage, tokens: int) -> list[tuple[int, int]]:
+    """(batch in tokens, steps) through the ramp: each step has the batch that the tokens before it ask for."""
+    done, ramp = 0, []
     ends = [b.after_tokens for b in stage.batch[1:]] + [tokens]
     for batch, end in zip(stage.batch, ends, strict=True):
         count = max(0, math.ceil((min(end, tokens) - done) / batch.tokens))
-        done, steps = done + count * batch.tokens, steps + count
-    return steps
+        done += count * batch.tokens
+        ramp += [(batch.tokens, count)] if count else []
+    return ramp
 
 
 def _draw(stage: Stage, capacity: Mapping[str, int], left: Mapping[str, int]) -> dict[str, int]:

@@ -30,6 +30,11 @@ class Machine:
         bf16 = precision == "bf16" or (precision == "auto" and self.has_bf16)
         return torch.bfloat16 if bf16 else torch.float32
 
+    def wait(self) -> None:
+        """Until the device has done what it was given: only then does a clock tell its time."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def peak(self, dtype: torch.dtype) -> float:
         """Measured matrix-product rate, FLOP/s."""
         return gemm_peak(dtype, self.device)

@@ -59,23 +59,40 @@ class StepMeter:
 
 
 def expected(recipe: Recipe, data: DataFolder, machine: Machine, model: Transformer) -> dict[str, Any]:
-    """The forecast of a run: each sequence length is timed on one batch, with gradients thrown away."""
-    rates = {stage.seq_len: _rate(recipe, stage, data, machine, model) for stage in recipe.stages}
+    """The forecast of a run: every batch of every ramp is timed on one micro-batch, and no weight changes."""
+    rates: dict[tuple[int, int], float] = {}
+    for stage in recipe.stages:
+        model.compute_dtype = machine.compute_dtype(stage.precision)
+        step = TrainStep(model, stage, build_optimizer(model, stage.optimizer))
+        loader = Loader(data, stage, recipe, recipe.seed)
+        for batch in stage.batch:
+            if (stage.seq_len, batch.tokens) not in rates:
+                rates[stage.seq_len, batch.tokens] = _rate(step, loader, machine, batch.tokens // stage.seq_len)
     model.compute_dtype = model.embedding.dtype
     return forecast(recipe, rates, data.epoch_tokens) | {"machine": machine.name}
 
 
-def _rate(recipe: Recipe, stage: Stage, data: DataFolder, machine: Machine, model: Transformer) -> float:
-    """Tokens per second of forward and backward on one micro-batch: the best of three, after one to warm up."""
-    model.compute_dtype = machine.compute_dtype(stage.precision)
-    step = TrainStep(model, stage, build_optimizer(model, stage.optimizer))
-    batch = Loader(data, stage, recipe, recipe.seed).next_batch(stage.micro_batch)
+def _rate(step: TrainStep, loader: Loader, machine: Machine, sequences: int) -> float:
+    """Tokens per second at a batch of so many sequences: the best of three, after one to warm up.
+
+    One micro-batch stands for all, and a learning rate of 0 makes an update that takes its time and changes nothing.
+    """
+    micro = min(sequences, step.stage.micro_batch)
+    batch = loader.next_batch(micro)
+    if batch is None or batch.tokens.shape[0] < micro:  # the sources are too small for it: begin again
+        loader.load_state_dict(loader.state_dict() | {"window": 0, "offset": 0})
+        batch = loader.next_batch(micro)
     assert batch is not None  # build_data refuses empty sources
-    labels, sequences = batch.input_tokens, batch.tokens.shape[0]
-    seconds = []
+    batch = batch.to(machine.device)
+    labels, times, updates = batch.input_tokens, [], []
     for _ in range(4):
         began = time.perf_counter()
-        step.accumulate(batch.to(machine.device), labels, sequences, torch.zeros(3, device=machine.device))
-        seconds.append(time.perf_counter() - began)
-    step.optimizer.zero_grad()
-    return batch.input_tokens / min(seconds[1:])
+        step.accumulate(batch, labels, micro, torch.zeros(3, device=machine.device))
+        machine.wait()
+        forward_backward = time.perf_counter()
+        step.update(0.0)
+        machine.wait()
+        times.append(forward_backward - began)
+        updates.append(time.perf_counter() - forward_backward)
+    seconds = min(times[1:]) * -(-sequences // micro) + min(updates[1:])
+    return batch.input_tokens * (sequences / batch.tokens.shape[0]) / seconds

@@ -9,16 +9,22 @@ from moesaic.recipe import Optimizer
 
 
 def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); matrices decay, norms and embeddings do not."""
-    decayed: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
+    """AdamW (Loshchilov & Hutter 2019). Matrices between features decay; embedding, head and norms do not, and have
+
+    a rate of their own, `vector_factor` times that of the matrices.
+    """
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and not name.endswith("embedding")
-            (decayed if matrix else exempt).append(parameter)
+            matrix = parameter.ndim >= 2 and name not in ("embedding", "head")
+            (matrices if matrix else vectors).append(parameter)
     groups = [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in ((decayed, settings.weight_decay), (exempt, 0.0))
+        {"params": parameters, "weight_decay": decay, "lr_factor": factor}
+        for parameters, decay, factor in (
+            (matrices, settings.weight_decay, 1.0),
+            (vectors, 0.0, settings.vector_factor),
+        )
         if parameters
     ]
     betas = (settings.beta1, settings.beta2)
@@ -26,9 +32,9 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group."""
+    """Set the rate of every group, in proportion to its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:

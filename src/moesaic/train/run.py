@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from moesaic.data import DataFolder, Ledger, Loader, build_data
+from moesaic.data import Carry, DataFolder, Ledger, Loader, build_data
 from moesaic.errors import CheckpointError, RecipeError
 from moesaic.model import Transformer, initialise, select_trainable
 from moesaic.model.folder import load_model
@@ -101,7 +101,7 @@ class Run:
         self.store = CheckpointStore(folder.checkpoints, checkpoints.keep, checkpoints.retries, warn=display.message)
         self.ledger = Ledger({name: shard.input_tokens for name, shard in data.train.items()})
         self.progress = Progress()
-        self.ordinals: dict[str, int] = {}  # where each source goes on in the next stage
+        self.carry = Carry()  # where each source goes on in the next stage
         with self.machine.device:
             self.model = Transformer(recipe.model)
         self.model.use_kernels(kernels)
@@ -169,7 +169,7 @@ class Run:
         optimizer = build_optimizer(self.model, stage.optimizer)
         teacher = None if stage.teacher is None else self._load_teacher(stage)
         step = TrainStep(self.model, stage, optimizer, teacher)
-        loader = Loader(self.data, stage, recipe, recipe.seed, start=self.ordinals)
+        loader = Loader(self.data, stage, recipe, recipe.seed, carry=self.carry)
         if checkpoint is not None and not fresh:
             self._restore_stage(checkpoint, optimizer, step, loader)
         else:
@@ -211,7 +211,7 @@ class Run:
             if stage.seq_len > recipe.model.context:
                 watch.curve(stage, progress.step, before=False)
             watch.sample(stage, progress.step)
-        self.ordinals = loader.end_ordinals()
+        self.carry = loader.carry()
         self.progress = Progress(stage=progress.stage + 1, step=progress.step)
         self._save(None, None, None)
         return True
@@ -224,7 +224,7 @@ class Run:
         state: dict[str, Any] = {"model": self.model.state_dict()}
         extra: dict[str, Any] = {
             "progress": asdict(self.progress),
-            "ordinals": self.ordinals,
+            "carry": self.carry.plain(),
             "ledger": self.ledger.state_dict(),
             "system_hash": self.recipe.system_hash(),
             "full_hash": self.recipe.full_hash(),
@@ -256,7 +256,7 @@ class Run:
                 f"{before.get(changed[0], 0):,} then; restore it, or start another run from a model folder with --init"
             )
         self.progress = Progress(**extra["progress"])
-        self.ordinals = extra["ordinals"]
+        self.carry = Carry.of(extra["carry"])
         self.ledger.load_state_dict(extra["ledger"])
         self.model.extend(extra["context"], extra["rope_theta"])
         if extra["arithmetic"] != self._arithmetic:

@@ -61,14 +61,7 @@ class TrainStep:
         counts_LE = torch.zeros_like(self.previous_load_LE)
         for micro in micro_batches(batch, self.stage.micro_batch):
             counts_LE += self.accumulate(micro, labels, sequences, totals)
-        norm = gradient_norm(self.parameters)
-        admitted = self.spikes.admit(norm)
-        if admitted:
-            if norm > self.stage.optimizer.clip_norm:
-                scale_gradients(self.parameters, self.stage.optimizer.clip_norm / norm)
-            set_learning_rate(self.optimizer, lr)
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm, admitted = self.update(lr)
         self.previous_load_LE = counts_LE / counts_LE.sum(dim=1, keepdim=True).clamp(min=1)
         loss, balance, z = totals.tolist()
         load = self.previous_load_LE.tolist() if self.sparse else []
@@ -97,6 +90,18 @@ class TrainStep:
         objective.backward()
         totals += torch.stack([loss.detach(), balance.detach(), z.detach()])
         return expert_load(stats) if stats else torch.zeros_like(self.previous_load_LE)
+
+    def update(self, lr: float) -> tuple[float, bool]:
+        """Clip, update and drop the gradients; returns their norm and whether the step was taken."""
+        norm = gradient_norm(self.parameters)
+        admitted = self.spikes.admit(norm)
+        if admitted:
+            if norm > self.stage.optimizer.clip_norm:
+                scale_gradients(self.parameters, self.stage.optimizer.clip_norm / norm)
+            set_learning_rate(self.optimizer, lr)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm, admitted
 
     def _distilled_loss(self, micro: Batch, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:
         """(1 - share) x cross entropy + share x KL(teacher || model), summed over labels (Hinton et al. 2015)."""

@@ -9,7 +9,7 @@ from moesaic.recipe import Stage
 from moesaic.train.metrics import MetricsLog
 
 EVALUATION_TOKENS = 32_768  # held-out tokens of each source
-CURVE_TOKENS = 65_536  # held-out tokens of each source that the loss by position is averaged over
+CURVE_TOKENS = 24_576  # held-out tokens of each source in the documents whose ends are read at every position
 PROMPTS = ("Hello! How are you today?", "What do you like to do on weekends?", "Do you have any pets?")
 
 

@@ -2,12 +2,15 @@
 should be."""
 
 import itertools
+import json
 from collections import Counter
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from moesaic.data import IGNORE, PADDING, Batch, DataFolder, Ledger, Loader, held_out_sequences
+from moesaic.data import IGNORE, PADDING, Batch, Carry, DataFolder, Ledger, Loader, held_out_sequences
 from moesaic.errors import DataError
 from moesaic.recipe import Recipe, Stage
 
@@ -43,10 +46,7 @@ def test_each_source_ends_exactly_at_its_epochs(folder: DataFolder, recipe: Reci
 
 
 def test_every_document_is_seen_as_often_as_declared(folder: DataFolder, recipe: Recipe) -> None:
-    pairs: Counter[tuple[int, int]] = Counter()
-    for batch in drain(Loader(folder, stage_of(recipe), recipe, seed=1)):
-        real = batch.documents != PADDING
-        pairs.update(zip(batch.tokens[real].tolist(), batch.labels[real].tolist(), strict=True))
+    pairs = pairs_of(drain(Loader(folder, stage_of(recipe), recipe, seed=1)))
     wanted: Counter[tuple[int, int]] = Counter()
     for name, epochs in (("stories", 2), ("talks", 4)):
         for i in range(len(folder.train[name])):
@@ -75,23 +75,56 @@ def test_order_does_not_depend_on_the_batch_size(folder: DataFolder, recipe: Rec
     assert not torch.equal(rows(other)[:, :10], rows(one)[:, :10])
 
 
-def test_caps_hold_over_stages(folder: DataFolder, recipe: Recipe) -> None:
+def pairs_of(batches: list[Batch]) -> Counter[tuple[int, int]]:
+    """Every (input, label) that was learned."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    for batch in batches:
+        real = batch.documents != PADDING
+        pairs.update(zip(batch.tokens[real].tolist(), batch.labels[real].tolist(), strict=True))
+    return pairs
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from([16, 32, 64, 100]), st.booleans()), max_size=3))
+def test_caps_are_exact_over_stages(folder: DataFolder, recipe: Recipe, stages: list[tuple[int, int, bool]]) -> None:
+    """Whatever the lengths of the stages before, the last one ends each source exactly at its epochs."""
+    carry, batches, ledger = Carry(), [], Ledger(folder.epoch_tokens)
+    for steps, seq_len, only_talks in stages:
+        sources = ("talks",) if only_talks else ("stories", "talks")
+        stage = stage_of(recipe, name=f"s{seq_len}", seq_len=seq_len, sources=sources)
+        loader = Loader(folder, stage, recipe, 1, Carry.of(json.loads(json.dumps(carry.plain()))))
+        for _ in range(steps):
+            if (batch := loader.next_batch(3)) is not None:
+                batches.append(batch)
+        carry = loader.carry()
+    last = Loader(folder, stage_of(recipe, name="last"), recipe, 1, carry)
+    batches += drain(last)
+    for batch in batches:
+        ledger.add(batch)
+    assert (ledger.epochs("stories"), ledger.epochs("talks")) == (2, 4)
+    assert pairs_of(batches) == pairs_of(drain(Loader(folder, stage_of(recipe), recipe, seed=1)))
+    assert last.carry().passages == ()
+    spent = Loader(folder, stage_of(recipe, name="more"), recipe, 1, last.carry())
+    assert spent.next_batch(1) is None
+    assert spent.available_tokens == 0
+
+
+def test_what_a_stage_leaves_in_a_window_comes_first_in_the_next(folder: DataFolder, recipe: Recipe) -> None:
     first = Loader(folder, stage_of(recipe), recipe, seed=1)
-    for _ in range(20):
-        first.next_batch(4)
-    used = first.end_ordinals()
-    second = Loader(folder, stage_of(recipe, name="extend", seq_len=64), recipe, 1, start=used)
-    drain(second)
-    caps = {"stories": 2 * len(folder.train["stories"]), "talks": 4 * len(folder.train["talks"])}
-    assert 0 < used["stories"] < caps["stories"]
-    assert second.end_ordinals() == caps
-    third = Loader(folder, stage_of(recipe, name="more"), recipe, 1, start=caps)
-    assert third.next_batch(1) is None
-    assert third.available_tokens == 0
+    first.next_batch(5)
+    carry = first.carry()
+    second = Loader(folder, stage_of(recipe, name="extend", seq_len=64), recipe, 1, carry)
+    assert second.available_tokens == first.available_tokens
+    untouched = second.carry()
+    assert (untouched.ordinals, untouched.passages) == (carry.ordinals, carry.passages)
+    state = (second.next_batch(2), second.state_dict())[1]
+    again = Loader(folder, stage_of(recipe, name="extend", seq_len=64), recipe, 1, carry)
+    again.load_state_dict(state)
+    assert torch.equal(rows(drain(again)), rows(drain(second)))
 
 
 def test_state_of_another_stage_is_refused(folder: DataFolder, recipe: Recipe) -> None:
-    loader = Loader(folder, stage_of(recipe), recipe, 1, start={"stories": 3})
+    loader = Loader(folder, stage_of(recipe), recipe, 1, Carry({"stories": 3}))
     with pytest.raises(DataError, match="same recipe and data"):
         loader.load_state_dict(Loader(folder, stage_of(recipe), recipe, 1).state_dict())
 

@@ -1,14 +1,20 @@
 """The forecast counts what the run will do: each step of the ramp, and the end of the data."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import recipe
 
-from moesaic.recipe import BatchStep, Stage
-from moesaic.train.forecast import _steps, forecast
+import tiny
+from moesaic.model import Transformer, initialise
+from moesaic.recipe import BatchStep, Recipe, Stage
+from moesaic.train.forecast import _ramp, forecast
+from moesaic.train.machine import Machine
+from moesaic.train.measure import expected
 
 
 def stage_of(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -26,27 +32,33 @@ def test_steps_are_those_of_a_run_that_counts_them(tokens: int, sizes: list[int]
     done = steps = 0
     while done < tokens:
         done, steps = done + stage.batch_tokens(done), steps + 1
-    assert _steps(stage, tokens) == steps
+    assert sum(n for _, n in _ramp(stage, tokens)) == steps
 
 
 def test_numbers_follow_from_the_recipe_and_the_rates() -> None:
     ours = recipe()
-    result = forecast(ours, {128: 1000.0, 512: 500.0})
+    result = forecast(ours, {(128, 4096): 500.0, (128, 8192): 1000.0, (512, 8192): 500.0})
     pretrain = stage_of(result, "pretrain")
-    assert pretrain["seconds"] == 2000.0
+    begun = -(-500_000 // 4096)  # steps before the ramp
+    rest = -(-(2_000_000 - begun * 4096) // 8192)
+    assert pretrain["steps"] == begun + rest
+    assert pretrain["seconds"] == begun * 4096 / 500 + rest * 8192 / 1000
     assert pretrain["flops"] == 6 * ours.model.active_parameters * 2_000_000
     assert pretrain["batch_tokens"] == [4096, 8192]
     assert pretrain["batch_sequences"] == [32, 64]
     assert pretrain["tokens_per_expert"] == 8192 * 2 / 16
     assert pretrain["epochs"] is None
     assert result["total"]["tokens"] == 3_000_000
-    assert result["total"]["seconds"] == 2000 + 800 + 1200
+    # Whole steps: the last batch of a stage may be longer than what is left of its budget.
+    assert result["total"]["seconds"] == pretrain["seconds"] + -(-400_000 // 8192) * 8192 / 500 + (
+        -(-600_000 // 8192) * 8192 / 500
+    )
     assert result["checkpoint_bytes"] == 12 * result["parameters"]["total"]
     assert result["memory_bytes"] == 16 * result["parameters"]["total"]
 
 
 def test_a_stage_without_a_rate_has_no_time() -> None:
-    result = forecast(recipe(), {128: 1000.0})
+    result = forecast(recipe(), {(128, 4096): 1000.0, (128, 8192): 1000.0})
     assert stage_of(result, "extend")["seconds"] is None
     assert result["total"]["seconds"] is None
 
@@ -77,3 +89,13 @@ def test_what_a_spent_source_cannot_give_the_others_do() -> None:
     assert pretrain["epochs"]["prose"] == 2.0
     assert pretrain["epochs"]["stdlib"] == pytest.approx(pretrain["epochs"]["dialogue"])
     assert pretrain["tokens"] == pytest.approx(2_000_000, abs=2)
+
+
+def test_measuring_the_rates_changes_no_weight_and_times_every_batch(tiny_recipe: Recipe, tiny_home: Path) -> None:
+    model = Transformer(tiny_recipe.model)
+    initialise(model, 1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    result = expected(tiny_recipe, tiny.data(tiny_recipe, tiny_home), Machine.detect(), model)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(s["seconds"] > 0 for s in result["stages"])

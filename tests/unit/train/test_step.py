@@ -125,8 +125,19 @@ def test_only_matrices_decay() -> None:
     names = {id(p): n for n, p in built.named_parameters()}
     decayed = {names[id(p)] for g in groups if g["weight_decay"] > 0 for p in g["params"]}
     exempt = {names[id(p)] for g in groups if g["weight_decay"] == 0 for p in g["params"]}
-    assert exempt == {n for n in names.values() if n.endswith("norm.weight") or n == "embedding"}
+    assert exempt == {n for n in names.values() if n.endswith("norm.weight") or n in ("embedding", "head")}
     assert decayed | exempt == set(names.values())
+
+
+def test_embedding_head_and_norms_learn_at_a_rate_of_their_own() -> None:
+    """Adam's first step moves every weight with a gradient by its rate, whatever the gradient's size."""
+    built = model(tie_embeddings=False)
+    before = copy_of(built)
+    step = trainer(built, optimizer={"vector_factor": 8.0, "weight_decay": 0.0, "eps": 1e-30})
+    step(batch(ROWS, 32), 1e-4)
+    moved = {n: float((p.detach() - before[n]).abs().max()) for n, p in built.named_parameters()}
+    vectors = {n for n in moved if n in ("embedding", "head") or n.endswith("norm.weight")}
+    assert {n: round(by, 6) for n, by in moved.items()} == {n: 8e-4 if n in vectors else 1e-4 for n in moved}
 
 
 def divergence(teacher: Transformer, student: Transformer) -> float:
