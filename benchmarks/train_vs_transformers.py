@@ -21,6 +21,7 @@ from machine import describe, keep
 
 from moesaic.data import Batch
 from moesaic.model import Transformer, initialise
+from moesaic.model.kernels import choose_kernels
 from moesaic.model.peak import gemm_peak
 from moesaic.recipe import BatchStep, Model, Optimizer, Stage
 from moesaic.train.memory import keep_freed_memory
@@ -44,6 +45,7 @@ def ours() -> Callable[[], float]:
     """Our step, as `moesaic train` runs it, router losses and clipping included."""
     keep_freed_memory()
     model = Transformer(CONFIG, torch.bfloat16)
+    model.use_kernels(choose_kernels("auto", torch.device("cpu"))[0])
     initialise(model, 0)
     stage = Stage(
         name="speed",

@@ -17,6 +17,7 @@ import moesaic
 from moesaic.errors import MoesaicError
 from moesaic.model import gemm_peak
 from moesaic.model.kernels import choose_kernels
+from moesaic.train.machine import cpu_has_bf16
 
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 EXTRAS = {
@@ -49,7 +50,7 @@ def examine(folder: Path) -> dict[str, Any]:
         "gpus": [gpu(i) for i in range(torch.cuda.device_count())],
         "disk": disk(folder),
         "extras": {n: all(importlib.util.find_spec(m) is not None for m in ms) for n, ms in EXTRAS.items()},
-        "kernels": choose_kernels("auto", torch.device("cpu"))[1],
+        "kernels": choose_kernels("auto", torch.device("cpu"), cpu_has_bf16())[1],
         "compilers": {name: shutil.which(name) is not None for name in COMPILERS},
     }
 

@@ -84,7 +84,7 @@ def test_with_the_chunk_that_training_uses(seq: int) -> None:
 
 def test_a_query_sees_its_document_up_to_itself_and_nothing_else() -> None:
     documents_BS = torch.tensor([[0, 0, 0, 1, 1, -1]])
-    allowed = Visibility.of(documents_BS, documents_BS).allowed()[0].int().tolist()
+    allowed = Visibility.of(documents_BS, documents_BS).allowed[0].int().tolist()
     assert allowed == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],

@@ -5,6 +5,8 @@ k is a pure function of (seed, stage, global sequence index): ranks, restarts an
 the order. A stage that ends inside a window hands the rest of it on: it is the next stage's first window.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
@@ -36,7 +38,7 @@ class Passage(NamedTuple):
 
 @dataclass(frozen=True)
 class Carry:
-    """What a stage leaves to the next: a few hundred passages at most, whatever the size of the data."""
+    """What a stage leaves to the next: passages of one window at most, whatever the size of the data."""
 
     ordinals: Mapping[str, int] = field(default_factory=dict)
     """First ordinal of each source that no window has taken."""
@@ -91,6 +93,7 @@ class Loader:
     ) -> None:
         """`carry`: of the stage before, so that epochs are counted over the whole run."""
         self._carry = carry or Carry()
+        self._start = hashlib.sha256(json.dumps(self._carry.plain(), sort_keys=True).encode()).hexdigest()[:16]
         self._stage, self._seed, self._pad = stage, seed, folder.tokenizer.pad_id
         epochs = {source.name: source.epochs for source in recipe.data.sources}
         self._shards: dict[str, Shard] = {name: folder.train[name] for name in stage.sources}
@@ -142,11 +145,11 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint, of constant size."""
-        return {"window": self._window, "offset": self._offset, "start": dict(self._carry.ordinals)}
+        return {"window": self._window, "offset": self._offset, "start": self._start}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`. Raises DataError when that loader began elsewhere."""
-        if dict(state["start"]) != self._carry.ordinals:
+        if state["start"] != self._start:
             raise DataError("the checkpoint began at other documents than this stage; use the same recipe and data")
         self._window, self._offset = int(state["window"]), int(state["offset"])
 

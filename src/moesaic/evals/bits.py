@@ -85,9 +85,10 @@ def loss_by_position(
     docs = [doc[: length + 1] for name in sources for doc in long_documents(data, name, length, limit_tokens)]
     if not docs:
         return []
-    size = length // min(buckets, length)
+    buckets = min(buckets, length)
+    size = length // buckets
     points = []
-    for end in range(size, length + 1, size):
+    for end in (length * (i + 1) // buckets for i in range(buckets)):
         cut = [doc[length - end :] for doc in docs]
         pieces = [cut[i : i + ROWS_A_BATCH] for i in range(0, len(cut), ROWS_A_BATCH)]
         means = torch.cat([token_losses(model, one_document_a_row(rows))[:, -size:].mean(dim=1) for rows in pieces])

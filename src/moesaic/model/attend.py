@@ -5,6 +5,7 @@ N = B*K independent problems, R = S*G query rows of one problem.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Visibility:
         first = starts_BS[:, ::CHUNK].amin(dim=0) // CHUNK * CHUNK
         return cls(starts_BS, tuple(first.tolist()))
 
+    @cached_property
     def allowed(self) -> Tensor:
         """`[batch, queries, keys]`: True where the query may see the key."""
         key_S = torch.arange(self.starts_BS.shape[1], device=self.starts_BS.device)
@@ -55,7 +57,7 @@ def attend(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility, ke
 def attend_reference(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility) -> Tensor:
     """The same through torch's operator."""
     q, k, v = (x.transpose(1, 2) for x in (q_BSHC, k_BSKC, v_BSKC))
-    mask = sight.allowed().unsqueeze(1)
+    mask = sight.allowed.unsqueeze(1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 
 

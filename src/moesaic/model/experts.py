@@ -32,7 +32,10 @@ def experts_grouped(x_TD: Tensor, routing: Routing, w_in_E2FD: Tensor, w_out_EDF
     """The same sum with one grouped product over all experts each way, and no wait for the device's counts."""
     flat = routing.experts_TK.flatten()
     order_R = flat.argsort(stable=True)
-    ends_E = torch.bincount(flat, minlength=w_in_E2FD.shape[0]).cumsum(0).to(torch.int32)
+    # Not bincount, which would ask the device for its largest number.
+    ends_E = torch.searchsorted(
+        flat[order_R], torch.arange(w_in_E2FD.shape[0], device=flat.device), right=True, out_int32=True
+    )
     x_RD = x_TD[order_R // routing.experts_TK.shape[1]]
     w_in, w_out = (w.to(x_TD.dtype).transpose(1, 2) for w in (w_in_E2FD.flatten(1, 2), w_out_EDF))
     gate_RF, up_RF = F.grouped_mm(x_RD, w_in, offs=ends_E).chunk(2, dim=-1)

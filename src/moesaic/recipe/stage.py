@@ -38,7 +38,7 @@ class Optimizer(Part):
     eps: PositiveFloat = 1e-8
     """Added to the root of the second moment. | none | rarely."""
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled decay of matrices; norms and embeddings are exempt. | none | many epochs (raise)."""
+    """Decoupled decay of matrices; norms, embedding and head are exempt. | none | many epochs (raise)."""
     clip_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm. | norm | rarely."""
     spike_factor: NonNegativeFloat = 10.0

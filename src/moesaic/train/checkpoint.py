@@ -41,6 +41,7 @@ from moesaic.train.state_tree import fill_values, flatten_state
 
 T = TypeVar("T")
 
+FORMAT = 2  # of what a checkpoint holds; raised when a run of an older one could not go on
 MANIFEST, MARKER, EXTRA, VALUES = "manifest.json", "COMMITTED", "extra.json", "values.json"
 _LOGGER = logging.getLogger(__name__)
 _NAME = re.compile(r"step_(\d{8,})(\.replaced)?")
@@ -172,7 +173,7 @@ class CheckpointStore:
         for name, content in documents.items():
             write_durably(partial / name, content)
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(partial.iterdir())}
-        manifest = json.dumps({"format": 1, "step": step, "pinned": pin, "files": files}, indent=1).encode()
+        manifest = json.dumps({"format": FORMAT, "step": step, "pinned": pin, "files": files}, indent=1).encode()
         write_durably(partial / MANIFEST, manifest)
         sync_folder(partial)
         # Saving a step again must not lose the first save if we die halfway: it steps aside until the end.
@@ -221,7 +222,13 @@ def problem_of(path: Path, hashes: bool = True) -> str | None:
         text = (path / MANIFEST).read_bytes()
         if hashlib.sha256(text).hexdigest() != marker:
             return f"{MANIFEST} does not match {MARKER}"
-        for name, expected in json.loads(text)["files"].items():
+        manifest = json.loads(text)
+        if manifest["format"] != FORMAT:
+            return (
+                f"another version of moesaic wrote it (format {manifest['format']}, this one reads {FORMAT}): "
+                "begin a new run from a model folder, with --init"
+            )
+        for name, expected in manifest["files"].items():
             file = path / name
             if (size := file.stat().st_size) != expected["bytes"]:
                 return f"{name} has {size} bytes instead of {expected['bytes']}"

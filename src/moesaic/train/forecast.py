@@ -15,12 +15,12 @@ WEIGHT_BYTES, GRADIENT_BYTES, ADAM_BYTES = (
 
 def forecast(
     recipe: Recipe,
-    rates: Mapping[tuple[int, int], float],
+    rates: Mapping[tuple[str, int], float],
     source_tokens: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The contents of `forecast.json`.
 
-    `rates`: measured tokens/s by sequence length and batch (tokens); a stage that lacks one gets no time.
+    `rates`: measured tokens/s by stage and batch (tokens); a stage that lacks one gets no time.
     `source_tokens`: tokens of one epoch by source, once the shards are built; without it there are no epochs
     and no stage ends early. Steps assume full packs. FLOPs are 6 x active parameters x tokens, without
     attention scores. Memory counts weights, gradients and Adam's moments of all devices together, without
@@ -34,8 +34,8 @@ def forecast(
         drawn = _draw(stage, capacity, left) if capacity and left else None
         tokens = stage.tokens if drawn is None else min(stage.tokens, sum(drawn.values()))
         ramp = _ramp(stage, tokens)
-        known = all((stage.seq_len, batch) in rates for batch, _ in ramp)
-        seconds = sum(n * batch / rates[stage.seq_len, batch] for batch, n in ramp) if known else None
+        known = all((stage.name, batch) in rates for batch, _ in ramp)
+        seconds = sum(n * batch / rates[stage.name, batch] for batch, n in ramp) if known else None
         last = stage.batch_tokens(max(0, tokens - 1))
         stages.append(
             {

@@ -60,14 +60,13 @@ class StepMeter:
 
 def expected(recipe: Recipe, data: DataFolder, machine: Machine, model: Transformer) -> dict[str, Any]:
     """The forecast of a run: every batch of every ramp is timed on one micro-batch, and no weight changes."""
-    rates: dict[tuple[int, int], float] = {}
+    rates: dict[tuple[str, int], float] = {}
     for stage in recipe.stages:
         model.compute_dtype = machine.compute_dtype(stage.precision)
         step = TrainStep(model, stage, build_optimizer(model, stage.optimizer))
         loader = Loader(data, stage, recipe, recipe.seed)
         for batch in stage.batch:
-            if (stage.seq_len, batch.tokens) not in rates:
-                rates[stage.seq_len, batch.tokens] = _rate(step, loader, machine, batch.tokens // stage.seq_len)
+            rates[stage.name, batch.tokens] = _rate(step, loader, machine, batch.tokens // stage.seq_len)
     model.compute_dtype = model.embedding.dtype
     return forecast(recipe, rates, data.epoch_tokens) | {"machine": machine.name}
 
@@ -79,20 +78,19 @@ def _rate(step: TrainStep, loader: Loader, machine: Machine, sequences: int) -> 
     """
     micro = min(sequences, step.stage.micro_batch)
     batch = loader.next_batch(micro)
-    if batch is None or batch.tokens.shape[0] < micro:  # the sources are too small for it: begin again
+    if batch is None:  # the sources are small: begin again
         loader.load_state_dict(loader.state_dict() | {"window": 0, "offset": 0})
         batch = loader.next_batch(micro)
     assert batch is not None  # build_data refuses empty sources
     batch = batch.to(machine.device)
-    labels, times, updates = batch.input_tokens, [], []
+    rows, labels, times, updates = batch.tokens.shape[0], batch.input_tokens, [], []
     for _ in range(4):
         began = time.perf_counter()
-        step.accumulate(batch, labels, micro, torch.zeros(3, device=machine.device))
+        step.accumulate(batch, labels, rows, torch.zeros(3, device=machine.device))
         machine.wait()
         forward_backward = time.perf_counter()
         step.update(0.0)
         machine.wait()
         times.append(forward_backward - began)
         updates.append(time.perf_counter() - forward_backward)
-    seconds = min(times[1:]) * -(-sequences // micro) + min(updates[1:])
-    return batch.input_tokens * (sequences / batch.tokens.shape[0]) / seconds
+    return batch.input_tokens * sequences / rows / (min(times[1:]) * sequences / rows + min(updates[1:]))

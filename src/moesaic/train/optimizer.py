@@ -9,9 +9,9 @@ from moesaic.recipe import Optimizer
 
 
 def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019). Matrices between features decay; embedding, head and norms do not, and have
+    """AdamW (Loshchilov & Hutter 2019): weight decay for the matrices between features, `vector_factor` for the rest.
 
-    a rate of their own, `vector_factor` times that of the matrices.
+    Embedding, head and norms do not decay, and learn at that multiple of the rate.
     """
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []

@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from moesaic.data import Carry, DataFolder, Ledger, Loader, build_data
 from moesaic.errors import CheckpointError, RecipeError
 from moesaic.model import Transformer, initialise, select_trainable
-from moesaic.model.folder import load_model
 from moesaic.model.kernels import KernelChoice, RowKernels, choose_kernels
-from moesaic.recipe import Recipe, Stage
+from moesaic.recipe import Recipe
 from moesaic.train.checkpoint import CheckpointStore
 from moesaic.train.display import Display
 from moesaic.train.finish import write_model
@@ -26,6 +26,7 @@ from moesaic.train.optimizer import build_optimizer
 from moesaic.train.run_folder import RunFolder
 from moesaic.train.schedule import learning_rate
 from moesaic.train.sinks import open_sink
+from moesaic.train.start import load_teacher, start_from
 from moesaic.train.step import TrainStep
 from moesaic.train.stop import StopRequest
 from moesaic.train.watch import Watch
@@ -64,7 +65,8 @@ def train(
         )
     keep_freed_memory()
     machine = Machine.detect()
-    rows, why = choose_kernels(kernels, machine.device)
+    bf16 = any(machine.compute_dtype(s.precision) == torch.bfloat16 for s in recipe.stages)
+    rows, why = choose_kernels(kernels, machine.device, bf16)
     folder = RunFolder(run)
     try:
         folder.open(recipe, resume)
@@ -112,8 +114,8 @@ class Run:
         if checkpoint is None:
             if resume and self.store.any_committed():
                 raise CheckpointError(
-                    f"every checkpoint in {self.folder.checkpoints} is damaged; restore one from a copy, "
-                    "or begin anew under another name with --run"
+                    f"every checkpoint in {self.folder.checkpoints} is damaged or of another version; "
+                    "restore one from a copy, or begin anew under another name with --run"
                 )
             initialise(self.model, self.recipe.seed)
         else:
@@ -155,7 +157,7 @@ class Run:
         stage = recipe.stages[progress.stage]
         fresh = progress.stage_step == 0
         if stage.init is not None and fresh:
-            self._start_from(stage)
+            start_from(self.model, stage)
         elif checkpoint is not None and fresh:
             self.store.load(checkpoint, {"model": self.model.state_dict()})
         self.model.compute_dtype = self.machine.compute_dtype(stage.precision)
@@ -167,7 +169,7 @@ class Run:
                 watch.curve(stage, progress.step + 1, before=True)
         self.model.extend(stage.seq_len, stage.rope_theta)
         optimizer = build_optimizer(self.model, stage.optimizer)
-        teacher = None if stage.teacher is None else self._load_teacher(stage)
+        teacher = None if stage.teacher is None else load_teacher(self.model, stage)
         step = TrainStep(self.model, stage, optimizer, teacher)
         loader = Loader(self.data, stage, recipe, recipe.seed, carry=self.carry)
         if checkpoint is not None and not fresh:
@@ -271,36 +273,3 @@ class Run:
         set_state_dict(self.model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
         step.load_state_dict(extra["train_step"])
         loader.load_state_dict(extra["loader"])
-
-    def _start_from(self, stage: Stage) -> None:
-        """Take the weights of a model folder of the same shape."""
-        other = load_model(Path(str(stage.init)))
-        theirs, ours = other.config, self.model.config
-        same = (
-            "vocab_size",
-            "d_model",
-            "n_layers",
-            "n_heads",
-            "head_dim",
-            "n_kv_heads",
-            "d_ff",
-            "n_experts",
-            "tie_embeddings",
-        )
-        if wrong := [n for n in same if getattr(theirs, n) != getattr(ours, n)]:
-            raise CheckpointError(
-                f"{stage.init}: {wrong[0]} = {getattr(theirs, wrong[0])}, the recipe says {getattr(ours, wrong[0])}; "
-                f"set model.{wrong[0]} (and {len(wrong) - 1} more) to the folder's values"
-            )
-        self.model.load_state_dict(other.state_dict())
-        self.model.extend(theirs.context, theirs.rope_theta)
-
-    def _load_teacher(self, stage: Stage) -> Transformer:
-        """The frozen model that a distillation stage learns from."""
-        teacher = load_model(Path(str(stage.teacher)), compute_dtype=self.model.compute_dtype)
-        if teacher.config.vocab_size != self.recipe.model.vocab_size:
-            raise CheckpointError(
-                f"teacher {stage.teacher} has {teacher.config.vocab_size} tokens, the model "
-                f"{self.recipe.model.vocab_size}; a teacher must share the tokenizer"
-            )
-        return teacher.to(self.machine.device).requires_grad_(False)

@@ -117,6 +117,14 @@ def test_what_a_stage_leaves_in_a_window_comes_first_in_the_next(folder: DataFol
     assert second.available_tokens == first.available_tokens
     untouched = second.carry()
     assert (untouched.ordinals, untouched.passages) == (carry.ordinals, carry.passages)
+    left = Counter[tuple[int, int]]()
+    for source, document, start, end in carry.passages:
+        left.update(itertools.pairwise(folder.train[source].doc(document)[start : end + 1].tolist()))
+    lead = Loader(folder, stage_of(recipe, name="extend", seq_len=64), recipe, 1, carry)
+    come: Counter[tuple[int, int]] = Counter()
+    while come.total() < left.total():
+        come += pairs_of([lead.next_batch(1)])  # type: ignore[list-item]
+    assert come == left
     state = (second.next_batch(2), second.state_dict())[1]
     again = Loader(folder, stage_of(recipe, name="extend", seq_len=64), recipe, 1, carry)
     again.load_state_dict(state)

@@ -50,6 +50,9 @@ def test_without_layers_the_same_tokens_cost_the_same_at_every_position(folder: 
             torch.nn.init.zeros_(parameter)
     points = loss_by_position(net, folder, [source(folder)], LENGTH, 1000)
     assert [p for p, _, _ in points] == list(range(8, LENGTH + 1, 8))
+    odd = loss_by_position(net, folder, [source(folder)], LENGTH - 5, 1000)
+    assert [p for p, _, _ in odd][-1] == LENGTH - 5
+    assert len(odd) == 8
     assert all(nats == pytest.approx(points[0][1], abs=1e-5) for _, nats, _ in points)
     assert points[0][1] != pytest.approx(math.log(len(folder.tokenizer)), abs=1e-3)  # it does look at tokens
 

@@ -37,7 +37,10 @@ def test_steps_are_those_of_a_run_that_counts_them(tokens: int, sizes: list[int]
 
 def test_numbers_follow_from_the_recipe_and_the_rates() -> None:
     ours = recipe()
-    result = forecast(ours, {(128, 4096): 500.0, (128, 8192): 1000.0, (512, 8192): 500.0})
+    result = forecast(
+        ours,
+        {("pretrain", 4096): 500.0, ("pretrain", 8192): 1000.0, ("extend", 8192): 500.0, ("instruct", 8192): 500.0},
+    )
     pretrain = stage_of(result, "pretrain")
     begun = -(-500_000 // 4096)  # steps before the ramp
     rest = -(-(2_000_000 - begun * 4096) // 8192)
@@ -58,7 +61,7 @@ def test_numbers_follow_from_the_recipe_and_the_rates() -> None:
 
 
 def test_a_stage_without_a_rate_has_no_time() -> None:
-    result = forecast(recipe(), {(128, 4096): 1000.0, (128, 8192): 1000.0})
+    result = forecast(recipe(), {("pretrain", 4096): 1000.0, ("pretrain", 8192): 1000.0})
     assert stage_of(result, "extend")["seconds"] is None
     assert result["total"]["seconds"] is None
 

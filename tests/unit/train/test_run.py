@@ -17,6 +17,7 @@ from moesaic import train
 from moesaic.data import Tokenizer
 from moesaic.errors import CheckpointError, DataError, RecipeError
 from moesaic.model import SamplingSettings, generate_tokens, load_model
+from moesaic.model.kernels import choose_kernels
 from moesaic.recipe import Recipe, read_recipe
 from moesaic.recipe.overrides import with_values
 from moesaic.train import checkpoint, metrics, watch
@@ -450,6 +451,33 @@ def stopped(
     return tmp_path / "run", found
 
 
+def test_a_bf16_run_resumes_bit_for_bit_with_the_kernels_it_began_with(
+    tiny_recipe: Recipe, tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = alone(tiny_recipe, "pretrain", "stages.pretrain.precision=bf16")
+    assert train(recipe, tmp_path / "whole", data_home=tiny_home)
+    with monkeypatch.context() as patch:
+        signal_at(5, signal.SIGTERM, patch)
+        assert train(recipe, tmp_path / "run", data_home=tiny_home) is None
+    [newest] = [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.endswith("5")]
+    kernels, _ = choose_kernels("auto", torch.device("cpu"))
+    assert json.loads((newest / "extra.json").read_text())["arithmetic"] == f"1 threads and {kernels.name} kernels"
+    assert train(recipe, tmp_path / "run", data_home=tiny_home, resume=True)
+    assert_same_weights(tmp_path / "run" / "model", tmp_path / "whole" / "model")
+    assert [s["loss"] for s in tiny.steps(tmp_path / "run")] == [s["loss"] for s in tiny.steps(tmp_path / "whole")]
+
+
+def test_a_checkpoint_of_another_version_says_so(
+    stopped: tuple[Path, list[Path]], tiny_recipe: Recipe, tiny_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, found = stopped
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    assert "another version of moesaic" in str(checkpoint.problem_of(found[0]))
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(tiny_recipe, run, data_home=tiny_home, resume=True)
+    assert sorted((run / "checkpoints").iterdir()) == found
+
+
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
     stopped: tuple[Path, list[Path]],
     finished: Path,
@@ -473,7 +501,7 @@ def test_without_a_good_checkpoint_nothing_is_begun_anew(
     for folder in found:
         damage(folder)
     before = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged; restore one"):
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged or of another version; restore one"):
         train(tiny_recipe, run, data_home=tiny_home, resume=True)
     assert (run / "metrics.jsonl").read_bytes() == before
     assert all(folder.exists() for folder in found)

@@ -47,9 +47,13 @@ class NativeRowKernels(RowKernels):
             function.restype = None
             self._functions[name] = function
 
-    def _run(self, name: str, *arguments: Tensor | float) -> None:
+    def __deepcopy__(self, memo: object) -> "NativeRowKernels":
+        """A copied model computes with the same library."""
+        return self
+
+    def _run(self, name: str, *arguments: Tensor | float, threads: int | None = None) -> None:
         plain = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-        self._functions[name](*plain, torch.get_num_threads())
+        self._functions[name](*plain, threads or torch.get_num_threads())
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if dtype != torch.bfloat16 or not _plain(torch.float32, x, weight_D):
@@ -61,14 +65,16 @@ class NativeRowKernels(RowKernels):
     def rms_norm_backward(self, x: Tensor, weight_D: Tensor, rstd: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
         if not (_plain(torch.bfloat16, dy) and _plain(torch.float32, x, weight_D)):
             return super().rms_norm_backward(x, weight_D, rstd, dy)
-        dx, shares = torch.empty_like(x), x.new_zeros(torch.get_num_threads(), x.shape[-1])
-        self._run("rms_norm_backward", x, weight_D, rstd, dy, dx, shares, rstd.numel(), x.shape[-1])
+        threads = torch.get_num_threads()
+        dx, shares = torch.empty_like(x), x.new_zeros(threads, x.shape[-1])
+        self._run("rms_norm_backward", x, weight_D, rstd, dy, dx, shares, rstd.numel(), x.shape[-1], threads=threads)
         return dx, shares.sum(dim=0)
 
     def rotate(self, x_BSHC: Tensor, cos_BSC: Tensor, sin_BSC: Tensor, inverse: bool = False) -> Tensor:
         batch, seq, heads, width = x_BSHC.shape
         rows = x_BSHC.stride()[2:] == (width, 1) and x_BSHC.stride(0) == seq * x_BSHC.stride(1)
-        if not (rows and _plain(torch.bfloat16, cos_BSC, sin_BSC) and _is(torch.bfloat16, x_BSHC)):
+        whole = cos_BSC.shape == sin_BSC.shape == (batch, seq, width)
+        if not (rows and whole and _plain(torch.bfloat16, cos_BSC, sin_BSC) and _is(torch.bfloat16, x_BSHC)):
             return super().rotate(x_BSHC, cos_BSC, sin_BSC, inverse)
         y = x_BSHC.new_empty(x_BSHC.shape)
         sign = -1.0 if inverse else 1.0
@@ -113,7 +119,8 @@ class NativeRowKernels(RowKernels):
         return out_TD
 
     def cross_entropy(self, logits_TV: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
-        if not (_plain(torch.bfloat16, logits_TV) and _plain(torch.int64, labels_T)):
+        known = not labels_T.numel() or int(labels_T.max()) < logits_TV.shape[1]  # else torch says what is wrong
+        if not (known and _plain(torch.bfloat16, logits_TV) and _plain(torch.int64, labels_T)):
             return super().cross_entropy(logits_TV, labels_T)
         loss_T = logits_TV.new_empty(labels_T.shape, dtype=torch.float32)
         self._run("cross_entropy", logits_TV, labels_T, loss_T, *logits_TV.shape)
@@ -131,27 +138,37 @@ def _plain(dtype: torch.dtype, *tensors: Tensor) -> bool:
 
 def build(cache: Path | None = None) -> ctypes.CDLL | str:
     """The compiled library, or in a few words why there is none."""
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if compiler is None:
-        return "no C++ compiler"
+    found = [path for name in COMPILERS if (path := shutil.which(name))]
     source = resources.files(__package__).joinpath("rows.cpp").read_bytes()
-    identity = [source, " ".join(FLAGS).encode(), compiler.encode(), _cpu().encode()]
-    name = f"rows-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
-    try:
-        folder = cache or Path.home() / ".cache" / "moesaic"
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / name
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                (Path(scratch) / "rows.cpp").write_bytes(source)
-                command = [compiler, *FLAGS, "-o", "rows.so", "rows.cpp"]
-                done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=120, check=False)
-                if done.returncode:
-                    return f"{Path(compiler).name} failed: {done.stderr.strip().splitlines()[-1:]}"
-                (Path(scratch) / "rows.so").replace(target)
-        return ctypes.CDLL(str(target))
-    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
-        return f"it could not be built: {error}"
+    why = "no C++ compiler"
+    for compiler in found:
+        identity = [source, " ".join(FLAGS).encode(), compiler.encode(), _cpu().encode()]
+        name = f"rows-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
+        try:
+            target = (cache or Path.home() / ".cache" / "moesaic") / name
+            if not target.exists():
+                _compile(compiler, source, target)
+            try:
+                return ctypes.CDLL(str(target))
+            except OSError:  # cut short by a crash, perhaps: once more
+                _compile(compiler, source, target)
+                return ctypes.CDLL(str(target))
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            why = f"{Path(compiler).name}: {error}"
+    return why
+
+
+def _compile(compiler: str, source: bytes, target: Path) -> None:
+    """Write the library whole or not at all. Raises OSError or SubprocessError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        (Path(scratch) / "rows.cpp").write_bytes(source)
+        command = [compiler, *FLAGS, "-o", "rows.so", "rows.cpp"]
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            raise subprocess.SubprocessError(lines[-1])
+        (Path(scratch) / "rows.so").replace(target)
 
 
 def _cpu() -> str:

@@ -2,8 +2,8 @@
 //
 // Activations are bf16, sums fp32. A row belongs to one thread and is summed in a fixed order, so a result depends on
 // the number of threads at most (rms_norm_backward's weight gradient), never on timing. The torch expressions beside
-// them in torch_kernels.py are the reference. Plain C interface over pointers: it compiles in two seconds and needs no
-// torch headers. Legend as there: T rows, D width, F inner width, K choices, V vocabulary.
+// them in reference.py say what each must compute. Plain C interface over pointers: it compiles in a second and needs
+// no torch headers. Callers check shapes and labels. Legend as there: T rows, D width, F inner width, K choices, V vocabulary.
 
 #include <cmath>
 #include <cstdint>
@@ -22,7 +22,8 @@ static inline float up(bf16 x) {
 static inline bf16 down(float f) {  // to nearest, ties to even; NaN stays NaN
     uint32_t bits;
     std::memcpy(&bits, &f, 4);
-    return bf16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    bf16 rounded = bf16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    return (bits & 0x7FFFFFFF) > 0x7F800000 ? bf16(0x7FC0) : rounded;
 }
 
 // e^x by 2^n * polynomial, relative error 2e-7: plain arithmetic, so that loops around it become vector code.
