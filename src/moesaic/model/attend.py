@@ -75,7 +75,7 @@ class _ChunkedAttention(torch.autograd.Function):
     """Query heads that share a key/value head become rows of one product, so multi-query attention is two plain
 
     matrix products a chunk, and its key and value gradients are summed over heads inside the product. Keys after
-    the chunk and before its earliest document are never touched. 2.4 x torch's CPU operator (benchmarks/attention.py).
+    the chunk and before its earliest document are never touched. Over twice as fast as torch's (docs/lab-log.md).
     """
 
     @staticmethod
