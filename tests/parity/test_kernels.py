@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moesaic.errors import ModelError
 from moesaic.model import Transformer, initialise, next_token_loss
@@ -210,6 +211,13 @@ def test_labels_and_angles_that_do_not_fit_are_torchs_to_refuse(kernels: RowKern
         kernels.cross_entropy(numbers(0, 2, 8), torch.tensor([9, 1]))
     x, angle = numbers(0, 2, 3, 1, 4), numbers(1, 1, 3, 4)
     agree((kernels.rotate(x, angle, angle),), (TORCH.rotate(x.float(), angle.float(), angle.float()),))
+
+
+def test_tensors_without_an_address_go_to_torch(kernels: RowKernels) -> None:
+    """Distributed and traced tensors look like ordinary ones and have no memory to point at."""
+    with FakeTensorMode():
+        h, weight = torch.empty(5, 16, dtype=torch.bfloat16), torch.empty(5)
+        assert kernels.swiglu(h, weight).shape == (5, 8)
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moesaic.model.kernels.reference import RowKernels
 
@@ -128,7 +128,8 @@ class NativeRowKernels(RowKernels):
 
 
 def _is(dtype: torch.dtype, *tensors: Tensor) -> bool:
-    return all(t.dtype == dtype and t.device.type == "cpu" for t in tensors)
+    """Whether all hold numbers of this type at an address: not those that stand for shards, traces or shapes."""
+    return all(type(t) in (Tensor, nn.Parameter) and t.dtype == dtype and t.device.type == "cpu" for t in tensors)
 
 
 def _plain(dtype: torch.dtype, *tensors: Tensor) -> bool:
