@@ -163,7 +163,7 @@ class Run:
         self.model.compute_dtype = self.machine.compute_dtype(stage.precision)
         select_trainable(self.model, stage.trainable)
         watch = Watch(self.data, self.model, self.log)
-        longer = stage.seq_len > self.model.config.context
+        longer = stage.seq_len > max([recipe.model.context, *(s.seq_len for s in recipe.stages[: progress.stage])])
         if fresh and longer:
             with self.display.doing("measuring loss by position before the context grows"):
                 watch.curve(stage, progress.step + 1, before=True)
@@ -210,7 +210,7 @@ class Run:
         del optimizer
         with self.display.doing("evaluating on held-out documents"):
             watch.bits(stage, progress.step)
-            if stage.seq_len > recipe.model.context:
+            if longer:
                 watch.curve(stage, progress.step, before=False)
             watch.sample(stage, progress.step)
         self.carry = loader.carry()
