@@ -37,7 +37,7 @@ def numbers(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-def agree(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
+def assert_agree(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         tolerance = BF16 if a.dtype == torch.bfloat16 else FP32
         torch.testing.assert_close(a.float(), b.float(), **tolerance, msg=lambda m, n=i: f"result {n}: {m}")
@@ -52,8 +52,8 @@ def test_norm_and_its_gradients(kernels: RowKernels, rows: int, width: int, seed
         numbers(seed, rows, 3, width),
     )
     y, rstd = kernels.rms_norm(x, weight, 1e-5, torch.bfloat16)
-    agree((y, rstd), TORCH.rms_norm(x, weight, 1e-5, torch.float32))
-    agree(kernels.rms_norm_backward(x, weight, rstd, dy), TORCH.rms_norm_backward(x, weight, rstd, dy.float()))
+    assert_agree((y, rstd), TORCH.rms_norm(x, weight, 1e-5, torch.float32))
+    assert_agree(kernels.rms_norm_backward(x, weight, rstd, dy), TORCH.rms_norm_backward(x, weight, rstd, dy.float()))
 
 
 def test_gradients_of_the_reference_norm_are_those_that_autograd_finds() -> None:
@@ -74,7 +74,7 @@ def test_rotation_of_a_slice(kernels: RowKernels, seq: int, heads: int, width: i
     cos, sin = numbers(seed + 1, 2, seq, width), numbers(seed + 2, 2, seq, width)
     cos[..., width // 2 :], sin[..., width // 2 :] = cos[..., : width // 2], sin[..., : width // 2]
     theirs = TORCH.rotate(x.float(), cos.float(), sin.float(), inverse)
-    agree((kernels.rotate(x, cos, sin, inverse),), (theirs,))
+    assert_agree((kernels.rotate(x, cos, sin, inverse),), (theirs,))
 
 
 @settings(max_examples=40)
@@ -100,22 +100,22 @@ def test_visible_softmax(
     scores = numbers(seq, len(documents) * kv_heads, (hi - lo) * group, hi - first)
     theirs = TORCH.visible_softmax(scores.float(), starts, lo, hi, first)
     p = kernels.visible_softmax(scores.clone(), starts, lo, hi, first)
-    agree((p,), (theirs,))
+    assert_agree((p,), (theirs,))
     assert torch.equal(p == 0, theirs == 0)  # what is hidden is exactly nothing
     dp, delta = (
         numbers(1, *p.shape),
         torch.randn(p.shape[0], p.shape[1] + 5, generator=torch.Generator().manual_seed(2)),
     )
     wanted = TORCH.softmax_backward(dp.float(), p.float(), delta[:, : p.shape[1]])
-    agree((kernels.softmax_backward(dp.clone(), p, delta[:, : p.shape[1]]),), (wanted,))
+    assert_agree((kernels.softmax_backward(dp.clone(), p, delta[:, : p.shape[1]]),), (wanted,))
 
 
 @settings(max_examples=30)
 @given(*sizes, st.integers(0, 2**31))
 def test_swiglu_and_its_gradients(kernels: RowKernels, rows: int, width: int, seed: int) -> None:
     h, da, weight = numbers(seed, rows, 2 * width) * 3, numbers(seed + 1, rows, width), numbers(seed + 2, rows).float()
-    agree((kernels.swiglu(h, weight),), (TORCH.swiglu(h.float(), weight),))
-    agree(kernels.swiglu_backward(h, weight, da), TORCH.swiglu_backward(h.float(), weight, da.float()))
+    assert_agree((kernels.swiglu(h, weight),), (TORCH.swiglu(h.float(), weight),))
+    assert_agree(kernels.swiglu_backward(h, weight, da), TORCH.swiglu_backward(h.float(), weight, da.float()))
 
 
 def test_gradients_of_the_reference_swiglu_are_those_that_autograd_finds() -> None:
@@ -134,7 +134,7 @@ def test_gradients_of_the_reference_swiglu_are_those_that_autograd_finds() -> No
 def test_rows_of_a_token_are_summed(kernels: RowKernels, tokens: int, width: int, choices: int, seed: int) -> None:
     y = numbers(seed, tokens * choices + 4, width)
     place = torch.randint(0, y.shape[0], (tokens, choices), generator=torch.Generator().manual_seed(seed))
-    agree((kernels.sum_rows(y, place),), (TORCH.sum_rows(y.float(), place),))
+    assert_agree((kernels.sum_rows(y, place),), (TORCH.sum_rows(y.float(), place),))
 
 
 @settings(max_examples=30)
@@ -143,7 +143,7 @@ def test_cross_entropy_and_its_gradient(kernels: RowKernels, rows: int, vocabula
     logits = numbers(seed, rows, vocabulary) * 5
     labels = torch.randint(-1, vocabulary, (rows,), generator=torch.Generator().manual_seed(seed))
     labels[labels < 0] = -100
-    agree(kernels.cross_entropy(logits.clone(), labels), TORCH.cross_entropy(logits.float(), labels))
+    assert_agree(kernels.cross_entropy(logits.clone(), labels), TORCH.cross_entropy(logits.float(), labels))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -210,7 +210,7 @@ def test_labels_and_angles_that_do_not_fit_are_torchs_to_refuse(kernels: RowKern
     with pytest.raises((IndexError, RuntimeError)):
         kernels.cross_entropy(numbers(0, 2, 8), torch.tensor([9, 1]))
     x, angle = numbers(0, 2, 3, 1, 4), numbers(1, 1, 3, 4)
-    agree((kernels.rotate(x, angle, angle),), (TORCH.rotate(x.float(), angle.float(), angle.float()),))
+    assert_agree((kernels.rotate(x, angle, angle),), (TORCH.rotate(x.float(), angle.float(), angle.float()),))
 
 
 def test_tensors_without_an_address_go_to_torch(kernels: RowKernels) -> None:
