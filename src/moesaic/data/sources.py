@@ -84,7 +84,7 @@ def locate(source: Source, home: Path) -> Path:
     if not path.exists():
         raise DataError(f"source {source.name!r}: {path} does not exist; change its path in the recipe")
     if path.is_file():
-        check_sha256(path, source)
+        check_sha256(path, source.sha256, f"source {source.name!r}")
     return path
 
 

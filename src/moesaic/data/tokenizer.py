@@ -80,6 +80,8 @@ class Tokenizer:
         end = IM_END if core.token_to_id(IM_END) is not None else eos
         self.end_of_turn = end
         self.end_of_turn_id = self._id(end)
+        self.prefix_ids: list[int] = list(core.encode("").ids)
+        """What the tokenizer puts before a text: a begin-of-text token for Llama's kind, nothing for GPT-2's."""
 
     def __len__(self) -> int:
         return int(self._core.get_vocab_size())

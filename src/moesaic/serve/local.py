@@ -111,7 +111,7 @@ class LocalModel:
     def encode(self, prompt: Prompt) -> list[int]:
         """Ids of a text, or of messages as the chat template renders them. Raises MoesaicError."""
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
+            return [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)]
         for message in prompt:
             if not isinstance(message, Mapping) or not all(
                 isinstance(message.get(k), str) for k in ("role", "content")
