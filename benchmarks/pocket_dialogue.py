@@ -14,7 +14,8 @@ from machine import describe, keep
 
 from moesaic.data import DataFolder, data_path
 from moesaic.evals import bits_per_byte
-from moesaic.model import SamplingSettings, generate_tokens, load_model
+from moesaic.interop import load_model
+from moesaic.model import SamplingSettings, generate_tokens
 from moesaic.recipe import read_recipe
 
 LIMIT = 128  # new tokens

@@ -17,12 +17,17 @@ from moesaic.model.attend import Visibility, attend_reference
 from moesaic.model.attend import attend as attend_with
 from moesaic.model.kernels import RowKernels
 from moesaic.model.rotary import rotary_table
+from moesaic.recipe import Model
 from tiny import batch, model
 
 FP32 = {"atol": 1e-5, "rtol": 1e-5}
 CHUNK = 16  # instead of 128, so that short sequences have many edges
 NAMES = ("output", "q", "k", "v")
 attend = partial(attend_with, kernels=RowKernels())
+
+
+def shape(head_dim: int, theta: float = 10_000.0) -> Model:
+    return Model(vocab_size=8, d_model=8, n_layers=1, n_heads=1, d_ff=8, head_dim=head_dim, rope_theta=theta)
 
 
 def outputs_and_gradients(function: object, operands: list[Tensor], sight: Visibility, pull: Tensor) -> list[Tensor]:
@@ -151,7 +156,7 @@ def test_rope_is_a_rotation_in_the_complex_plane(positions: list[int], width: in
     """Feature i and i + width/2 are one complex number, turned by position * theta^(-2 i / width)."""
     position_BS = torch.tensor([positions])
     x = torch.randn(1, len(positions), 3, width, generator=torch.Generator().manual_seed(width))
-    ours = RowKernels().rotate(x, *rotary_table(position_BS, width, theta, torch.float32))
+    ours = RowKernels().rotate(x, *rotary_table(position_BS, shape(width, theta), torch.float32))
     frequency = theta ** -(torch.arange(width // 2, dtype=torch.float64) * 2 / width)
     turn = torch.polar(torch.ones(1, dtype=torch.float64), position_BS.double()[..., None] * frequency)
     z = torch.complex(x[..., : width // 2].double(), x[..., width // 2 :].double()) * turn.unsqueeze(2)
@@ -165,7 +170,7 @@ def test_scores_depend_on_distance_alone() -> None:
 
     def score(query_at: int, key_at: int) -> float:
         turned = [
-            RowKernels().rotate(x, *rotary_table(torch.tensor([[at]]), 8, 10_000.0, torch.float32))
+            RowKernels().rotate(x, *rotary_table(torch.tensor([[at]]), shape(8), torch.float32))
             for x, at in ((q, query_at), (k, key_at))
         ]
         return float((turned[0] * turned[1]).sum())
@@ -175,5 +180,5 @@ def test_scores_depend_on_distance_alone() -> None:
 
 
 def test_angles_are_fp32_in_a_bf16_model() -> None:
-    cos, _ = rotary_table(torch.arange(256, 260), 8, 10_000.0, torch.bfloat16)
+    cos, _ = rotary_table(torch.arange(256, 260), shape(8), torch.bfloat16)
     assert len(set(cos[:, 0].tolist())) == 4

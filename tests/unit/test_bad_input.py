@@ -19,7 +19,7 @@ import torch
 import tiny
 from moesaic.cli import main
 from moesaic.data import DataFolder
-from moesaic.model import save_model
+from moesaic.interop import save_model
 from moesaic.recipe import Recipe
 from moesaic.recipe.show import to_toml
 from moesaic.train import metrics

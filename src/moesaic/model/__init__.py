@@ -1,7 +1,6 @@
 """What the system computes: attention, router, experts, block, transformer. No distributed code."""
 
 from moesaic.model.cache import Cache
-from moesaic.model.folder import load_model, save_model
 from moesaic.model.generate import SamplingSettings, Step, generate_tokens
 from moesaic.model.losses import balance_loss, expert_load, z_loss
 from moesaic.model.next_token import IGNORE, next_token_loss, next_token_loss_reference
@@ -23,10 +22,8 @@ __all__ = [
     "gemm_peak",
     "generate_tokens",
     "initialise",
-    "load_model",
     "next_token_loss",
     "next_token_loss_reference",
-    "save_model",
     "select_trainable",
     "z_loss",
 ]

@@ -26,18 +26,30 @@ class Visibility:
     first_key: tuple[int, ...]  # earliest key that any query of chunk i may see
 
     @classmethod
-    def of(cls, tokens_BS: Tensor, documents_BS: Tensor | None) -> "Visibility":
-        """Causal, within each document of the row; without documents the row is one document."""
+    def of(cls, tokens_BS: Tensor, documents_BS: Tensor | None, window: int | None = None) -> "Visibility":
+        """Causal, within each document of the row; without documents the row is one document.
+
+        With a window a token sees no more than that many, itself included.
+        """
         seq = tokens_BS.shape[1]
         position_S = torch.arange(seq, device=tokens_BS.device)
         if documents_BS is None:
-            return cls(torch.zeros_like(tokens_BS), (0,) * -(-seq // CHUNK))
-        begins_BS = torch.ones_like(documents_BS, dtype=torch.bool)
-        begins_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
-        starts_BS = torch.where(begins_BS, position_S, 0).cummax(dim=1).values
+            starts_BS = torch.zeros_like(tokens_BS)
+            if window is None:
+                return cls(starts_BS, (0,) * -(-seq // CHUNK))
+        else:
+            starts_BS = cls._document_starts(documents_BS, position_S)
+        if window is not None:
+            starts_BS = torch.maximum(starts_BS, position_S - (window - 1))
         # Rounded down so that few distinct shapes reach the matrix kernels.
         first = starts_BS[:, ::CHUNK].amin(dim=0) // CHUNK * CHUNK
         return cls(starts_BS, tuple(first.tolist()))
+
+    @staticmethod
+    def _document_starts(documents_BS: Tensor, position_S: Tensor) -> Tensor:
+        begins_BS = torch.ones_like(documents_BS, dtype=torch.bool)
+        begins_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
+        return torch.where(begins_BS, position_S, 0).cummax(dim=1).values
 
     @cached_property
     def allowed(self) -> Tensor:
@@ -61,12 +73,20 @@ def attend_reference(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visi
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 
 
-def attend_cached(q_BSHC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor) -> Tensor:
-    """Attend from the last `seq` positions to all `T` cached ones, causally. Returns `[batch, seq, heads, width]`."""
-    seq, total = q_BSHC.shape[1], k_BKTC.shape[2]
+def attend_cached(q_BSHC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, window: int | None = None) -> Tensor:
+    """Attend from the last `seq` positions to the `T` cached ones, causally and within the window.
+
+    Returns `[batch, seq, heads, width]`.
+    """
+    seq = q_BSHC.shape[1]
+    if window is not None:  # what no query sees need not be read
+        k_BKTC, v_BKTC = (x[:, :, -(window + seq - 1) :] for x in (k_BKTC, v_BKTC))
+    total = k_BKTC.shape[2]
     mask = None
     if seq > 1:
         mask = torch.ones(seq, total, dtype=torch.bool, device=q_BSHC.device).tril(diagonal=total - seq)
+        if window is not None:
+            mask = mask.triu(diagonal=total - seq - window + 1)
     q = q_BSHC.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k_BKTC, v_BKTC, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 

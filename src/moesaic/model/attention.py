@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moesaic.model.attend import Visibility, attend, attend_cached
 from moesaic.model.cache import LayerCache
 from moesaic.model.kernels import RowKernels
+from moesaic.model.norm import RMSNorm
 from moesaic.recipe import Model
 
 
@@ -30,7 +31,7 @@ class _Rotate(torch.autograd.Function):
 
 
 class Attention(nn.Module):
-    """Query, key, value and output projections without bias around scaled dot-product attention."""
+    """Query, key, value and output projections around scaled dot-product attention."""
 
     def __init__(self, config: Model) -> None:
         super().__init__()
@@ -40,6 +41,15 @@ class Attention(nn.Module):
         self.wk = nn.Parameter(torch.empty(kv, config.d_model))
         self.wv = nn.Parameter(torch.empty(kv, config.d_model))
         self.wo = nn.Parameter(torch.empty(config.d_model, inner))
+        self.bq = self.bk = self.bv = self.bo = None
+        if config.attention_bias:
+            self.bq, self.bk, self.bv = (nn.Parameter(torch.empty(n)) for n in (inner, kv, kv))
+            self.bo = nn.Parameter(torch.empty(config.d_model))
+        self.q_norm = self.k_norm = None
+        if config.qk_norm is not None:
+            widths = (inner, kv) if config.qk_norm == "all" else (config.head_dim,) * 2
+            self.q_norm, self.k_norm = (RMSNorm(n, config.norm_eps) for n in widths)
+        self.clip, self.window = config.clip_qkv, config.window
         self.kernels = RowKernels()
 
     def forward(
@@ -54,12 +64,27 @@ class Attention(nn.Module):
         batch, seq, _ = x_BSD.shape
         # One product for all three: a key head of its own is too narrow for the matrix kernels.
         weight = torch.cat((self.wq, self.wk, self.wv)).to(x_BSD.dtype)
-        qkv = F.linear(x_BSD, weight).view(batch, seq, -1, self.head_dim)
+        bias = None
+        if self.bq is not None and self.bk is not None and self.bv is not None:
+            bias = torch.cat((self.bq, self.bk, self.bv)).to(x_BSD.dtype)
+        qkv = F.linear(x_BSD, weight, bias).view(batch, seq, -1, self.head_dim)
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
+        if self.clip is not None:
+            q, k, v = (x.clamp(-self.clip, self.clip) for x in (q, k, v))
         q, k = (_Rotate.apply(x, *rotary, self.kernels) for x in (q, k))  # type: ignore[no-untyped-call]
         if sight is not None:
             out_BSHC = attend(q, k, v, sight, self.kernels)
         else:
             assert cache is not None
-            out_BSHC = attend_cached(q, *cache.append(start, k.transpose(1, 2), v.transpose(1, 2)))
-        return F.linear(out_BSHC.flatten(2), self.wo.to(x_BSD.dtype))
+            out_BSHC = attend_cached(q, *cache.append(start, k.transpose(1, 2), v.transpose(1, 2)), self.window)
+        bias = None if self.bo is None else self.bo.to(x_BSD.dtype)
+        return F.linear(out_BSHC.flatten(2), self.wo.to(x_BSD.dtype), bias)
+
+
+def _normed(x_BSHC: Tensor, norm: RMSNorm) -> Tensor:
+    """Normalised over each head, or over all heads together, as wide as the norm's weight is."""
+    together = norm.weight.numel() > x_BSHC.shape[-1]
+    normed: Tensor = norm(x_BSHC.flatten(2) if together else x_BSHC, x_BSHC.dtype)
+    return normed.view(x_BSHC.shape)

@@ -3,8 +3,6 @@
 Legend: B sequences, S positions, D model width.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -12,50 +10,24 @@ from moesaic.model.attend import Visibility
 from moesaic.model.attention import Attention
 from moesaic.model.cache import LayerCache
 from moesaic.model.experts import Experts
-from moesaic.model.kernels import RowKernels
+from moesaic.model.norm import RMSNorm
 from moesaic.model.router import Router, RouterStats
 from moesaic.recipe import Model
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, kernels: RowKernels) -> Tensor:
-        y, rstd = kernels.rms_norm(x, weight, eps, dtype)
-        ctx.save_for_backward(x, weight, rstd)
-        ctx.kernels = kernels
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dweight = ctx.kernels.rms_norm_backward(*ctx.saved_tensors, grad_outputs[0].contiguous())
-        return dx, dweight, None, None, None
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019), computed in fp32."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-        self.kernels = RowKernels()
-
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Normalise `[..., width]` and return it in `dtype`."""
-        y: Tensor = _RMSNorm.apply(x, self.weight, self.eps, dtype, self.kernels)  # type: ignore[no-untyped-call]
-        return y
 
 
 class Block(nn.Module):
     """Pre-norm decoder layer. The residual stream keeps its own precision; products run in `compute_dtype`."""
 
-    def __init__(self, config: Model) -> None:
+    def __init__(self, config: Model, layer: int) -> None:
         super().__init__()
+        n_experts = config.experts_of(layer)
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config)
         self.experts_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.router = Router(config.d_model, config.n_experts, config.top_k) if config.n_experts > 1 else None
-        self.experts = Experts(config)
+        self.router = None
+        if n_experts > 1:
+            self.router = Router(config.d_model, n_experts, config.top_k, config.norm_top_k)
+        self.experts = Experts(config.d_model, config.d_ff_of(layer), n_experts, bias=config.mlp_bias)
 
     def forward(
         self,

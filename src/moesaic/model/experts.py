@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from moesaic.model.kernels import RowKernels
 from moesaic.model.router import Routing
-from moesaic.recipe import Model
 
 
 def experts_reference(x_TD: Tensor, routing: Routing, w_in_E2FD: Tensor, w_out_EDF: Tensor) -> Tensor:
@@ -48,6 +47,7 @@ def experts_grouped(x_TD: Tensor, routing: Routing, w_in_E2FD: Tensor, w_out_EDF
 # Rows of one expert are padded to a multiple of this. oneDNN compiles a kernel per shape: without the padding every
 # step brings hundreds of new row counts and 40 % of the product time goes into compiling (docs/lab-log.md).
 ROW_MULTIPLE = 16
+ALIGNED = 8  # features: what grouped products ask for in 16 bit
 
 
 class _SortedExperts(torch.autograd.Function):
@@ -140,20 +140,31 @@ class SortedRows:
 class Experts(nn.Module):
     """All experts of one layer; with one expert a plain SwiGLU block."""
 
-    def __init__(self, config: Model) -> None:
+    def __init__(self, d_model: int, d_ff: int, n_experts: int, bias: bool = False) -> None:
+        """`bias` is for a single expert."""
         super().__init__()
-        self.w_in = nn.Parameter(torch.empty(config.n_experts, 2, config.d_ff, config.d_model))
-        self.w_out = nn.Parameter(torch.empty(config.n_experts, config.d_model, config.d_ff))
+        self.w_in = nn.Parameter(torch.empty(n_experts, 2, d_ff, d_model))
+        self.w_out = nn.Parameter(torch.empty(n_experts, d_model, d_ff))
+        self.b_in = nn.Parameter(torch.empty(2, d_ff)) if bias else None
+        self.b_out = nn.Parameter(torch.empty(d_model)) if bias else None
         self.kernels = RowKernels()
 
     def forward(self, x_TD: Tensor, routing: Routing | None) -> Tensor:
         """Apply the chosen experts to `[tokens, d_model]`; `routing` None means the single dense expert."""
         if routing is None:
-            gate, up, down = (w.to(x_TD.dtype) for w in (self.w_in[0, 0], self.w_in[0, 1], self.w_out[0]))
-            return F.linear(F.silu(F.linear(x_TD, gate)) * F.linear(x_TD, up), down)
+            return self._dense(x_TD)
         if x_TD.device.type != "cpu":
+            if self.w_in.shape[2] % ALIGNED or self.w_in.shape[3] % ALIGNED:
+                return experts_reference(x_TD, routing, self.w_in.to(x_TD.dtype), self.w_out.to(x_TD.dtype))
             return experts_grouped(x_TD, routing, self.w_in, self.w_out)
         out: Tensor = _SortedExperts.apply(  # type: ignore[no-untyped-call]
             x_TD, routing.weights_TK, routing.experts_TK, self.w_in, self.w_out, self.kernels
         )
         return out
+
+    def _dense(self, x_TD: Tensor) -> Tensor:
+        gate, up, down = (w.to(x_TD.dtype) for w in (self.w_in[0, 0], self.w_in[0, 1], self.w_out[0]))
+        if self.b_in is None or self.b_out is None:
+            return F.linear(F.silu(F.linear(x_TD, gate)) * F.linear(x_TD, up), down)
+        gate_bias, up_bias, down_bias = (b.to(x_TD.dtype) for b in (*self.b_in, self.b_out))
+        return F.linear(F.silu(F.linear(x_TD, gate, gate_bias)) * F.linear(x_TD, up, up_bias), down, down_bias)

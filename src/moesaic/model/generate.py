@@ -115,8 +115,9 @@ def _generate(model: Transformer, prompt: list[int], settings: SamplingSettings,
 def _next_logits(model: Transformer, new: list[int], cache: Cache) -> Tensor:
     """Feed `new` tokens after what the cache holds; logits `[vocab]` in fp32 of the token after them."""
     tokens_BS = torch.tensor([new], device=model.embedding.device)
+    length = cache.length + len(new)
     for start in range(0, len(new), PREFILL_CHUNK):
-        hidden_BSD, _ = model.hidden(tokens_BS[:, start : start + PREFILL_CHUNK], cache=cache)
+        hidden_BSD, _ = model.hidden(tokens_BS[:, start : start + PREFILL_CHUNK], cache=cache, length=length)
     # The head runs for the last position only: for a long prompt it would be most of the work.
     return F.linear(hidden_BSD[0, -1], model.head_weight.to(model.compute_dtype)).float()
 

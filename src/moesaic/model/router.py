@@ -1,4 +1,4 @@
-"""The router: softmax over a linear map, the k largest, renormalised; and what it tells the balance loss.
+"""The router: softmax over a linear map, the k largest, usually renormalised; and what it tells the balance loss.
 
 Legend: T tokens, B sequences, E experts, K experts a token visits, D model width.
 """
@@ -25,7 +25,7 @@ class RouterStats:
 
 @dataclass(frozen=True)
 class Routing:
-    """Where each token goes: `experts_TK` indices and `weights_TK` fp32, rows sum to one."""
+    """Where each token goes: `experts_TK` indices and `weights_TK` fp32, whose rows sum to one if renormalised."""
 
     experts_TK: Tensor
     weights_TK: Tensor
@@ -35,10 +35,10 @@ class Routing:
 class Router(nn.Module):
     """Simple top-k routing. Logits and softmax are fp32: near ties decide which expert runs."""
 
-    def __init__(self, d_model: int, n_experts: int, top_k: int) -> None:
+    def __init__(self, d_model: int, n_experts: int, top_k: int, renormalise: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_experts, d_model))
-        self.top_k = top_k
+        self.top_k, self.renormalise = top_k, renormalise
 
     def forward(self, x_BSD: Tensor, real_BS: Tensor | None = None) -> Routing:
         """Route `[batch, seq, d_model]`; `real_BS` marks tokens that are not padding (None: no statistics)."""
@@ -46,7 +46,7 @@ class Router(nn.Module):
         log_z_BS = torch.logsumexp(logits_BSE, dim=-1)
         probabilities_BSE = torch.exp(logits_BSE - log_z_BS.unsqueeze(-1))
         top_BSK, experts_BSK = probabilities_BSE.topk(self.top_k, dim=-1)
-        weights_BSK = top_BSK / top_BSK.sum(dim=-1, keepdim=True)
+        weights_BSK = top_BSK / top_BSK.sum(dim=-1, keepdim=True) if self.renormalise else top_BSK
         stats = None
         if real_BS is not None:
             real = real_BS.to(probabilities_BSE.dtype)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from moesaic.errors import ModelError
 from moesaic.model.attend import Visibility
 from moesaic.model.attention import Attention
-from moesaic.model.block import Block, RMSNorm
+from moesaic.model.block import Block
 from moesaic.model.cache import Cache
 from moesaic.model.experts import Experts
 from moesaic.model.kernels import RowKernels
+from moesaic.model.norm import RMSNorm
 from moesaic.model.rotary import rotary_table
 from moesaic.model.router import RouterStats
 from moesaic.recipe import Model
@@ -35,7 +36,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(config, n) for n in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.compute_dtype = compute_dtype or self.embedding.dtype
@@ -66,18 +67,20 @@ class Transformer(nn.Module):
         documents_BS: Tensor | None = None,
         cache: Cache | None = None,
         collect_stats: bool = False,
+        length: int | None = None,
     ) -> tuple[Tensor, list[RouterStats]]:
         """Final hidden states `[batch, seq, d_model]` in compute dtype, and router statistics per layer if asked.
 
         `documents_BS` keeps packed documents apart (-1 is padding); without it the row is one document.
-        With a cache the tokens continue it. Raises ModelError when the cache is full.
+        With a cache the tokens continue it. `length` is that of the whole sequence when only a part comes now, for
+        dynamic rotary scaling. Raises ModelError when the cache is full.
         """
         batch, seq = tokens_BS.shape
         start = 0 if cache is None else cache.reserve(seq)
         if positions_BS is None:
             positions_BS = torch.arange(start, start + seq, device=tokens_BS.device).expand(batch, seq)
-        rotary = rotary_table(positions_BS, self.config.head_dim, self.config.rope_theta, self.compute_dtype)
-        sight = Visibility.of(tokens_BS, documents_BS) if cache is None else None
+        rotary = rotary_table(positions_BS, self.config, self.compute_dtype, length)
+        sight = Visibility.of(tokens_BS, documents_BS, self.config.window) if cache is None else None
         real_BS = None
         if collect_stats:
             real_BS = torch.ones_like(tokens_BS, dtype=torch.bool) if documents_BS is None else documents_BS >= 0
@@ -117,6 +120,9 @@ def initialise(model: Transformer, seed: int, first_layer: int = 0) -> None:
             parameter.fill_(1.0)
             continue
         parts = name.split(".")
+        if parts[-1].startswith("b"):
+            parameter.zero_()
+            continue
         if parts[0] == "layers":
             parts[1] = str(int(parts[1]) + first_layer)
         std = residual_std if parts[-1] in ("wo", "w_out") else config.init_std

@@ -2,9 +2,10 @@
 
 from typing import Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from moesaic.recipe.base import Part
+from moesaic.recipe.rope import RopeScaling
 
 
 class Model(Part):
@@ -28,10 +29,28 @@ class Model(Part):
     """Experts per layer; 1 is a dense model. | experts | capacity should grow at the same compute per token."""
     top_k: PositiveInt = 2
     """Experts that each token visits. | experts | compute per token may grow."""
+    norm_top_k: bool = True
+    """Weights of the chosen experts sum to one; else they keep the router's probabilities (OLMoE). | none | imported weights ask for it."""
+    dense_layers: tuple[NonNegativeInt, ...] = ()
+    """Layers with one dense block in place of experts. | layers | only some layers of a dense model were upcycled."""
+    dense_d_ff: PositiveInt | None = None
+    """Inner width of the dense layers; none is `d_ff`. | features | imported weights ask for it."""
     context: PositiveInt = 2048
     """Longest sequence the model is meant for; an `extend` stage raises it. | tokens | prompts get longer."""
     rope_theta: PositiveFloat = 10_000.0
     """Base of the rotary frequencies (Su et al. 2021). | none | the context grows by more than 2x."""
+    rope_scaling: RopeScaling | None = None
+    """How rotary frequencies are stretched beyond the length of pre-training. | table | imported weights ask for it."""
+    window: PositiveInt | None = None
+    """Latest tokens that a token sees, itself included (sliding window); none is all. | tokens | imported weights ask for it."""
+    qk_norm: Literal["head", "all"] | None = None
+    """RMSNorm of queries and keys before rotation: over each head (Qwen3) or over all heads together (OLMoE). | none | attention logits grow without bound."""
+    clip_qkv: PositiveFloat | None = None
+    """Queries, keys and values are clamped to this magnitude (OLMoE). | none | imported weights ask for it."""
+    attention_bias: bool = False
+    """Biases in the query, key, value and output projections. | none | imported weights have them."""
+    mlp_bias: bool = False
+    """Biases in the feed-forward block of a dense model. | none | imported weights have them."""
     tie_embeddings: bool = True
     """Use the embedding matrix as the output head too. | none | a large model with a small vocabulary."""
     norm_eps: PositiveFloat = 1e-5
@@ -56,24 +75,32 @@ class Model(Part):
             raise ValueError(f"head_dim = {self.head_dim} is odd, RoPE turns pairs; use {self.head_dim + 1}")
         if self.top_k > self.n_experts:
             raise ValueError(f"top_k = {self.top_k} is more than n_experts = {self.n_experts}; lower top_k")
-        for name in ("d_model", "d_ff"):
-            value = getattr(self, name)
-            if value % 8:
-                raise ValueError(
-                    f"{name} = {value} is not a multiple of 8, which grouped matrix multiplication needs "
-                    f"in 16 bit; use {-(-value // 8) * 8}"
-                )
+        if outside := [n for n in self.dense_layers if n >= self.n_layers]:
+            raise ValueError(f"dense_layers names layer {outside[0]}, there are layers 0 to {self.n_layers - 1}")
+        if self.mlp_bias and self.n_experts > 1:
+            raise ValueError("mlp_bias = true is computed in dense models only; set n_experts = 1 or mlp_bias = false")
         return self
+
+    def experts_of(self, layer: int) -> int:
+        """Experts of one layer; 1 is a dense layer."""
+        return 1 if layer in self.dense_layers else self.n_experts
+
+    def d_ff_of(self, layer: int) -> int:
+        """Inner width of one expert of a layer, in features."""
+        return self.dense_d_ff or self.d_ff if layer in self.dense_layers else self.d_ff
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """Layers with a router."""
+        return tuple(n for n in range(self.n_layers) if self.experts_of(n) > 1)
 
     @property
     def attention_parameters(self) -> int:
-        """Weights of attention in one layer (query, key, value, output)."""
-        return self.d_model * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
-
-    @property
-    def expert_parameters(self) -> int:
-        """Weights of one expert in one layer (gate, up, down)."""
-        return 3 * self.d_model * self.d_ff
+        """Weights of attention in one layer (query, key, value, output, and what stands between them)."""
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        norms = {None: 0, "head": 2 * self.head_dim, "all": q + kv}[self.qk_norm]
+        biases = q + 2 * kv + self.d_model if self.attention_bias else 0
+        return 2 * self.d_model * (q + kv) + norms + biases
 
     @property
     def embedding_parameters(self) -> int:
@@ -87,10 +114,14 @@ class Model(Part):
 
     def parameters(self, experts: int | None = None) -> int:
         """All parameters, or those of a model that holds only `experts` experts a layer."""
-        n = self.n_experts if experts is None else experts
-        layer = self.attention_parameters + self.router_parameters + n * self.expert_parameters
-        norms = (2 * self.n_layers + 1) * self.d_model
-        return self.embedding_parameters + self.n_layers * layer + norms
+        total = self.embedding_parameters + (2 * self.n_layers + 1) * self.d_model
+        for layer in range(self.n_layers):
+            here = self.experts_of(layer)
+            held = min(here, self.n_experts if experts is None else experts)
+            biases = 2 * self.d_ff_of(layer) + self.d_model if self.mlp_bias else 0
+            total += self.attention_parameters + (self.router_parameters if here > 1 else 0)
+            total += held * (3 * self.d_model * self.d_ff_of(layer) + biases)
+        return total
 
     @property
     def active_parameters(self) -> int:

@@ -61,6 +61,12 @@ class Recipe(Part):
                 raise ValueError(
                     f"stage {stage.name!r} reads sources that are not in data.sources: {sorted(missing)}; known: {sorted(known)}"
                 )
+        for key in ("d_model", "d_ff") if self.model.n_experts > 1 else ():
+            if (value := getattr(self.model, key)) % 8:
+                raise ValueError(
+                    f"{key} = {value} is not a multiple of 8, which grouped matrix multiplication needs "
+                    f"in 16 bit; use {-(-value // 8) * 8}"
+                )
         if problems := self.layout.problems(self.model, self.stages):
             raise ValueError("; ".join(problems))
         if self.layout.world > self.hardware.count:
@@ -86,7 +92,14 @@ class Recipe(Part):
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_said(value), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _said(value: Any) -> Any:
+    """`value` without what is off or absent, so that an option added later leaves the hashes of recipes without it."""
+    if isinstance(value, dict):
+        return {k: _said(v) for k, v in value.items() if v is not None and v is not False and v not in ([], {})}
+    return [_said(v) for v in value] if isinstance(value, list) else value
 
 
 def recipe_files() -> dict[str, Path]:

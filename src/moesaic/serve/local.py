@@ -9,8 +9,8 @@ import torch
 
 from moesaic.data import Tokenizer
 from moesaic.errors import DataError, ModelError
-from moesaic.model import SamplingSettings, Step, generate_tokens, load_model
-from moesaic.model.folder_config import read_json
+from moesaic.interop import load_model, read_json
+from moesaic.model import SamplingSettings, Step, generate_tokens
 from moesaic.model.generate import FinishReason
 
 Message = Mapping[str, str]

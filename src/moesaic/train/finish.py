@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from moesaic.data import DataFolder, Ledger
+from moesaic.interop import save_model
 from moesaic.model import Transformer
-from moesaic.model.folder import save_model
 from moesaic.recipe import Recipe
 from moesaic.train.metrics import read_metrics
 from moesaic.train.run_folder import RunFolder

@@ -17,7 +17,7 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
     vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and name not in ("embedding", "head")
+            matrix = parameter.ndim >= 2 and name not in ("embedding", "head") and not name.endswith(".b_in")
             (matrices if matrix else vectors).append(parameter)
     groups = [
         {"params": parameters, "weight_decay": decay, "lr_factor": factor}

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from moesaic.errors import CheckpointError
+from moesaic.interop import load_model
 from moesaic.model import Transformer
-from moesaic.model.folder import load_model
 from moesaic.recipe import Stage
 
 SHAPE = (

@@ -1,6 +1,6 @@
 """One optimizer step: micro-batches forward and backward, one clip, one update.
 
-Legend: L layers, E experts.
+Legend: L layers with a router, E experts.
 """
 
 import time
@@ -27,7 +27,7 @@ class StepResult:
     z_loss: float
     grad_norm: float
     skipped: bool
-    load: list[list[float]]  # [layers][experts], share of assignments
+    load: list[list[float]]  # [layers with a router][experts], share of assignments
     seconds: float
 
 
@@ -47,8 +47,8 @@ class TrainStep:
         self.model, self.stage, self.optimizer, self.teacher = model, stage, optimizer, teacher
         self.spikes = SpikeGuard(stage.optimizer.spike_factor)
         config = model.config
-        self.sparse = config.n_experts > 1
-        shape = (config.n_layers, config.n_experts)
+        self.sparse = bool(config.sparse_layers)
+        shape = (len(config.sparse_layers), config.n_experts)
         self.previous_load_LE = torch.full(shape, 1.0 / config.n_experts, device=model.embedding.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 

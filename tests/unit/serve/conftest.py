@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from moesaic.data import train_tokenizer
-from moesaic.model import Transformer, initialise, save_model
+from moesaic.interop import save_model
+from moesaic.model import Transformer, initialise
 from moesaic.recipe import Model
 from moesaic.serve.local import LocalModel
 

@@ -16,7 +16,8 @@ import tiny
 from moesaic import train
 from moesaic.data import Tokenizer
 from moesaic.errors import CheckpointError, DataError, RecipeError
-from moesaic.model import SamplingSettings, generate_tokens, load_model
+from moesaic.interop import load_model
+from moesaic.model import SamplingSettings, generate_tokens
 from moesaic.model.kernels import choose_kernels
 from moesaic.recipe import Recipe, read_recipe
 from moesaic.recipe.overrides import with_values

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moesaic.errors import ModelError
-from moesaic.model import Transformer, initialise, load_model, save_model
+from moesaic.interop import load_model, save_model
+from moesaic.model import Transformer, initialise
 from moesaic.recipe import Model
 
 # name -> what differs: multi-query, grouped, multi-head; tied or not; a head width of its own; experts
@@ -139,7 +140,7 @@ def test_a_failed_save_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.
     def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moesaic.model.folder.save_file", full)
+    monkeypatch.setattr("moesaic.interop.folder.save_file", full)
     with pytest.raises(ModelError, match="No space left on device; free some space"):
         save_model(build(n_experts=4), tmp_path / "m")
     assert (tmp_path / "m/model.safetensors").read_bytes() == before
@@ -229,10 +230,20 @@ def test_an_index_may_not_point_outside(folder: Path) -> None:
     ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ({"attention_bias": True}, "attention_bias = True"),
-        ({"sliding_window": 64}, "sliding_window = 64"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}}, "rope_type 'yarn'"),
+        ({"attention_bias": True}, "attention_bias = True is not computed for mixtral"),
+        ({"mlp_bias": True}, "mlp_bias = True"),
+        ({"norm_topk_prob": False}, "norm_topk_prob = False"),
+        ({"clip_qkv": 8.0}, "clip_qkv = 8.0"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"num_experts": 5}, "num_experts and num_local_experts differ"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map names code"),
+        ({"rope_scaling": {"type": "yarn"}}, "differ in the type"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}}, "'yarn': factor"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type 'longrope'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast = 3"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"model_type": "gpt_oss"}, "attention sinks"),
+        ({"model_type": "deepseek_v3"}, "(MLA)"),
         ({"rope_theta": 5.0}, "differ"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"logit_scale": 2.0}, "unknown key logit_scale"),

@@ -1,0 +1,162 @@
+"""The model folder: a standard Hugging Face folder that other engines read, written whole or not at all.
+
+config.json            see `hf_config`            generation_config.json   ids that end an answer
+model.safetensors      or shards with an index    README.md                the model card
+tokenizer.json ...     copied as they are
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from moesaic.errors import ModelError
+from moesaic.interop.families import Entry, entries, family_for
+from moesaic.interop.hf_config import from_config, read_json, to_config
+from moesaic.interop.weights import INDEX, WEIGHTS, TensorFiles, read_tensors
+from moesaic.model import Transformer
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
+END_OF_TURN = "<|im_end|>"
+
+
+def save_model(
+    model: Transformer,
+    folder: Path,
+    *,
+    tokenizer_folder: Path | None = None,
+    card: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: float = 5e9,
+) -> None:
+    """Write `model` as a Hugging Face folder; what stood there is replaced once the new one is complete.
+
+    Weights are stored as `dtype`, in files of at most `shard_bytes` (one tensor may exceed it).
+    Raises ModelError.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        _write_weights(model, scratch, dtype, shard_bytes)
+        stop_ids: list[int] = []
+        if tokenizer_folder is not None:
+            for name in TOKENIZER_FILES:
+                if (tokenizer_folder / name).is_file():
+                    shutil.copyfile(tokenizer_folder / name, scratch / name)
+            stop_ids = _stop_ids(tokenizer_folder)
+        _write_json(scratch / "config.json", to_config(model.config, str(dtype).removeprefix("torch."), stop_ids))
+        _write_json(scratch / "generation_config.json", {"eos_token_id": stop_ids} if stop_ids else {})
+        if card is not None:
+            (scratch / "README.md").write_text(card, encoding="utf-8")
+        _replace(scratch, folder)
+    except OSError as error:
+        raise ModelError(
+            f"cannot write the model to {folder}: {error.strerror or error}; free some space or move"
+        ) from error
+    except SafetensorError as error:  # how the library reports a full disk
+        raise ModelError(
+            f"cannot write the weights to {folder}: {error}; free some space or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load_model(
+    folder: Path, *, dtype: torch.dtype | None = None, compute_dtype: torch.dtype | None = None
+) -> Transformer:
+    """Read a model folder onto the default device; weights as stored unless `dtype` is given.
+
+    Files are memory-mapped, pickles refused. Products run in `compute_dtype`, by default the embedding's.
+    Raises ModelError naming file and tensor.
+    """
+    config, family = from_config(read_json(folder / "config.json"), folder / "config.json")
+    with torch.device("meta"):
+        model = Transformer(config)
+    files = TensorFiles(folder)
+    try:
+        for name, values in read_tensors(files, model, family, dtype):
+            set_parameter(model, name, values)
+    finally:
+        files.close()
+    model.compute_dtype = compute_dtype or model.embedding.dtype
+    return model
+
+
+def set_parameter(model: Transformer, name: str, values: Tensor) -> None:
+    """Put `values` in the place of a parameter, whatever its device and dtype were."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(values))
+
+
+def _write_weights(model: Transformer, folder: Path, dtype: torch.dtype, shard_bytes: float) -> None:
+    parameters = dict(model.named_parameters())
+    if meta := [n for n, p in parameters.items() if p.is_meta]:
+        raise ModelError(
+            f"the model has no weights yet ({meta[0]} is on the meta device); initialise or load them first"
+        )
+    shards: list[list[Entry]] = [[]]
+    size = total = 0
+    for entry in entries(model.config, family_for(model.config)):
+        nbytes = _values(model, parameters, entry).numel() * dtype.itemsize
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size, total = size + nbytes, total + nbytes
+    files: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {e.name: _values(model, parameters, e).to("cpu", dtype).contiguous() for e in shard}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        files |= dict.fromkeys(tensors, name)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
+
+
+def _values(model: Transformer, parameters: dict[str, nn.Parameter], entry: Entry) -> Tensor:
+    if entry.parameter is None:
+        return torch.zeros(1, model.config.d_model)
+    return parameters[entry.parameter][entry.index].detach()
+
+
+def _stop_ids(tokenizer_folder: Path) -> list[int]:
+    """Ids of end of turn (if the tokenizer has it) and end of text."""
+    tokenizer = read_json(tokenizer_folder / "tokenizer.json")
+    ids: dict[str, int] = dict(tokenizer.get("model", {}).get("vocab", {}))
+    ids |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    eos = read_json(tokenizer_folder / "tokenizer_config.json").get("eos_token")
+    eos = eos["content"] if isinstance(eos, dict) else eos
+    return list(dict.fromkeys(ids[t] for t in (END_OF_TURN, eos) if t in ids))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _replace(scratch: Path, folder: Path) -> None:
+    """Put `scratch` in the place of `folder`, contents on disk first."""
+    scratch.chmod(0o755)  # mkdtemp makes it private
+    for path in scratch.iterdir():
+        path.chmod(0o644)  # and safetensors its file
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
+        folder.rename(old / folder.name)
+        scratch.rename(folder)
+        shutil.rmtree(old)
+    else:
+        scratch.rename(folder)
