@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
+GENERATION = "generation_config.json"
 END_OF_TURN = "<|im_end|>"
 
 
@@ -55,9 +56,9 @@ def save_model(
             for name in TOKENIZER_FILES:
                 if (tokenizer_folder / name).is_file():
                     shutil.copyfile(tokenizer_folder / name, scratch / name)
-            stop_ids = _stop_ids(tokenizer_folder)
+            stop_ids = stop_ids_of(tokenizer_folder)
         _write_json(scratch / "config.json", to_config(model.config, str(dtype).removeprefix("torch."), stop_ids))
-        _write_json(scratch / "generation_config.json", {"eos_token_id": stop_ids} if stop_ids else {})
+        _write_json(scratch / GENERATION, {"eos_token_id": stop_ids} if stop_ids else {})
         if card is not None:
             (scratch / "README.md").write_text(card, encoding="utf-8")
         _replace(scratch, folder)
@@ -131,14 +132,18 @@ def _values(model: Transformer, parameters: dict[str, nn.Parameter], entry: Entr
     return parameters[entry.parameter][entry.index].detach()
 
 
-def _stop_ids(tokenizer_folder: Path) -> list[int]:
-    """Ids of end of turn (if the tokenizer has it) and end of text."""
+def stop_ids_of(tokenizer_folder: Path) -> list[int]:
+    """Ids that end an answer: end of turn (if the tokenizer has it), end of text, what a model there states."""
     tokenizer = read_json(tokenizer_folder / "tokenizer.json")
     ids: dict[str, int] = dict(tokenizer.get("model", {}).get("vocab", {}))
     ids |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
     eos = read_json(tokenizer_folder / "tokenizer_config.json").get("eos_token")
     eos = eos["content"] if isinstance(eos, dict) else eos
-    return list(dict.fromkeys(ids[t] for t in (END_OF_TURN, eos) if t in ids))
+    found = [ids[t] for t in (END_OF_TURN, eos) if t in ids]
+    stated: Any = None
+    if (tokenizer_folder / GENERATION).is_file():  # the folder of another model
+        stated = read_json(tokenizer_folder / GENERATION).get("eos_token_id")
+    return list(dict.fromkeys([*found, *(stated if isinstance(stated, list) else [stated] * (stated is not None))]))
 
 
 def _write_json(path: Path, value: Any) -> None:
