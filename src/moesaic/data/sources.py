@@ -65,7 +65,7 @@ def read_documents(source: Source, home: Path, skipped: Counter[str] | None = No
         raise DataError(
             f"source {source.name!r} ({source.path or source.package}) holds no document"
             + (f" (passed over: {passed})" if passed else "")
-            + "; check path, files, kind and format in the recipe"
+            + "; check path, files, kind and format"
         )
 
 
