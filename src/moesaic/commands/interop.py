@@ -9,12 +9,14 @@ import typer
 
 from moesaic.commands.options import JsonOption
 from moesaic.commands.talk import ModelArg, Seed
-from moesaic.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
+    from moesaic.model import Transformer
+
 DATA_HOME = Path("runs") / "data"
+ROUNDING = 0.02  # of the spread of the logits: what sums in another order may do, in bf16 too
 DtypeOption = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(help="Store weights so; by default as they are stored now."),
@@ -85,19 +87,58 @@ def upcycle(
     Each dense block becomes so many copies behind a new router. The logits of both are compared before the folder is
     written, and bits per byte where pooling or noise changed them.
     """
-    from moesaic.interop.upcycling import upcycle_folder
-    from moesaic.interop import layer_ranges
+    from moesaic.interop import family_for, layer_ranges, load_model, save_model
+    from moesaic.interop import upcycle as upcycled
+    from moesaic.interop.sources import card
     from moesaic.serve.local import find_model
 
-    chosen = None if layers is None else layer_ranges(layers)
-    report = upcycle_folder(
-        find_model(model), out, experts, top_k, chosen, noise, kv_heads, seed, _dtype(dtype), _say
+    folder = find_model(model)
+    dense = load_model(folder)
+    new = upcycled(
+        dense,
+        experts,
+        top_k,
+        layers=None if layers is None else layer_ranges(layers),
+        noise=noise,
+        n_kv_heads=kv_heads,
+        seed=seed,
     )
-    print(json.dumps(report) if as_json else _upcycled(report))
+    report = _compared(folder, dense, new)
+    if family_for(new.config).model_type == "moesaic":
+        _say("experts in some layers only: other engines read it after `moesaic export`")
+    kind = _dtype(dtype) or dense.embedding.dtype
+    page = card(new, f"{folder.name}, {experts} experts", str(model), "that of its source", "Upcycled")
+    save_model(new, out, tokenizer_folder=folder, card=page, dtype=kind)
+    report |= {"model": str(out), "parameters": new.config.parameters(), "active": new.config.active_parameters}
+    if as_json:
+        print(json.dumps(report))
+        return
+    print(
+        f"largest difference of a logit {report['logit_difference']:.2g} (they spread by {report['logit_scale']:.2g})"
+    )
+    if "bits_per_byte" in report:
+        before, after = report["bits_per_byte"]
+        print(f"bits per byte of the built-in prose: {before:.3f} before, {after:.3f} after: training has to mend that")
+    print(f"{out}: {report['parameters'] / 1e6:,.1f} M parameters, {report['active'] / 1e6:,.1f} M active")
 
 
-def _upcycled(report: dict[str, Any]) -> str:
-    return str(report)
+def _compared(folder: Path, dense: "Transformer", new: "Transformer") -> dict[str, Any]:
+    """Logits of both on a few texts; their losses too, where the logits differ by more than rounding."""
+    from moesaic.data import Tokenizer
+    from moesaic.evals import bits_per_byte_of_text, compare_logits, read_text_documents
+
+    tokenizer = Tokenizer.load(folder)
+    texts = read_text_documents(None, DATA_HOME)
+    difference = compare_logits(dense, new, tokenizer, texts[:4])
+    report: dict[str, Any] = {"logit_difference": difference.largest, "logit_scale": difference.scale}
+    if difference.largest > ROUNDING * difference.scale:
+        _say("measuring the loss before and after on the built-in prose")
+        sample = texts[:12]
+        report["bits_per_byte"] = [
+            bits_per_byte_of_text(m, tokenizer, sample, window=min(512, m.config.context)).bits_per_byte
+            for m in (dense, new)
+        ]
+    return report
 
 
 def _dtype(name: str | None) -> "torch.dtype | None":

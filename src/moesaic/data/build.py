@@ -75,6 +75,8 @@ def data_path(recipe: Recipe, home: Path) -> Path:
     """Folder that `build_data` makes or opens. Raises DataError when a local source does not exist."""
     parts: list[Any] = [FORMAT, recipe.data.model_dump(mode="json"), recipe.model.vocab_size]
     parts += [fingerprint(source, home) for source in recipe.data.sources]
+    if recipe.data.tokenizer is None and recipe.tokenizer is not None:
+        parts.append(recipe.tokenizer)
     if any(source.package == STDLIB for source in recipe.data.sources):
         parts.append(sys.version)
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -147,13 +149,13 @@ def _select(spools: list[Spool], recipe: Recipe, say: Progress) -> None:
 
 def _tokenizer(recipe: Recipe, spools: list[Spool], say: Progress) -> Tokenizer:
     vocab_size = recipe.model.vocab_size
-    if recipe.data.tokenizer is None:
+    if recipe.tokenizer is None:
         say(f"training a tokenizer of {vocab_size:,} entries")
         return train_tokenizer(_sample(spools), vocab_size)
-    tokenizer = Tokenizer.load(Path(recipe.data.tokenizer))
+    tokenizer = Tokenizer.load(Path(recipe.tokenizer))
     if len(tokenizer) > vocab_size:
         raise DataError(
-            f"the tokenizer {recipe.data.tokenizer} has {len(tokenizer)} entries, "
+            f"the tokenizer {recipe.tokenizer} has {len(tokenizer)} entries, "
             f"model.vocab_size = {vocab_size}; "
             f"set model.vocab_size = {len(tokenizer)} or more"
         )

@@ -1,5 +1,6 @@
 """How good a model is: bits per byte, loss by position, multiple choice, and overlap with the training data."""
 
+from moesaic.evals.against import Difference, compare_logits
 from moesaic.evals.bits import BitsPerByte, bits_per_byte, loss_by_position
 from moesaic.evals.card import keep_results
 from moesaic.evals.choice import Answer, ChoiceScore, answer_items, choice_requests, score
@@ -14,6 +15,7 @@ __all__ = [
     "Answer",
     "BitsPerByte",
     "ChoiceScore",
+    "Difference",
     "Item",
     "Likelihood",
     "Match",
@@ -25,6 +27,7 @@ __all__ = [
     "bits_per_byte",
     "bits_per_byte_of_text",
     "choice_requests",
+    "compare_logits",
     "evaluate",
     "find_overlap",
     "keep_results",

@@ -54,7 +54,7 @@ class Data(Part):
     dedup_threshold: NonNegativeFloat = Field(default=0.8, le=1.0)
     """Near-duplicates above this estimated Jaccard similarity of 5-word shingles are dropped; 0 turns it off. | similarity | too much or too little goes."""
     tokenizer: str | None = None
-    """Folder or tokenizer.json to use; without it a byte-level BPE is trained on the sources. | path | continuing another model."""
+    """Folder or tokenizer.json to use; without it that of the first stage's `init`, else a byte-level BPE is trained on the sources. | path | continuing another model."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -75,6 +75,11 @@ class Recipe(Part):
             )
         return self
 
+    @property
+    def tokenizer(self) -> str | None:
+        """Where the tokenizer comes from: `data.tokenizer`, or the model folder that the first stage starts from."""
+        return self.data.tokenizer or self.stages[0].init
+
     def stage(self, name: str) -> Stage:
         """The stage called `name`. Raises RecipeError."""
         for stage in self.stages:

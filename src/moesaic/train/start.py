@@ -16,12 +16,22 @@ SHAPE = (
     "n_kv_heads",
     "d_ff",
     "n_experts",
+    "dense_layers",
+    "dense_d_ff",
+    "qk_norm",
+    "attention_bias",
+    "mlp_bias",
     "tie_embeddings",
 )
 
 
 def start_from(model: Transformer, stage: Stage) -> None:
     """Take the weights of `stage.init`. Raises CheckpointError when its shape is another."""
+    if not (Path(str(stage.init)) / "config.json").is_file():
+        raise CheckpointError(
+            f"stage {stage.name!r} starts from {stage.init}, which is not there; the first lines of the recipe say how "
+            "to make it"
+        )
     other = load_model(Path(str(stage.init)))
     theirs, ours = other.config, model.config
     if wrong := [n for n in SHAPE if getattr(theirs, n) != getattr(ours, n)]:
