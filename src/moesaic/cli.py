@@ -13,6 +13,7 @@ import typer
 
 from moesaic import __version__
 from moesaic.commands.data import data_app
+from moesaic.commands.evaluate import evaluate
 from moesaic.commands.options import (
     DataOption,
     JsonOption,
@@ -149,6 +150,7 @@ def report(
 
 app.command(epilog='Example: moesaic generate runs/pocket/model "Once upon a time" --max-tokens 50')(generate)
 app.command(epilog="Example: moesaic chat runs/pocket/model")(chat)
+app.command("eval", epilog="Example: moesaic eval runs/pocket/model --suite all --limit 200")(evaluate)
 
 
 if __name__ == "__main__":
