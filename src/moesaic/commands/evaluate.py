@@ -149,9 +149,7 @@ def _print(results: Sequence["SuiteResult"]) -> None:
             )
             choices.add_row(result.title, f"{score.items:,}", plain, by_byte, f"{score.chance:.1%}")
             if score.cut:
-                notes.append(
-                    f"{result.suite}: {score.cut:,} items were longer than the context and lost their beginning"
-                )
+                notes.append(f"{result.suite}: items longer than the context, cut at their beginning: {score.cut:,}")
         else:
             bits = bits_text(score.bits_per_byte, score.standard_error)
             texts.add_row(result.title, f"{score.bytes:,}", f"{score.tokens:,}", bits, f"{score.nats_per_token:.3f}")

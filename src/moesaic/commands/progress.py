@@ -54,4 +54,5 @@ def progress_on_stderr() -> Iterator[Callable[[str], Callable[[int, int], None]]
     try:
         yield begin
     finally:
-        bars.stop()
+        if bars.live.is_started:  # else it would print an empty line
+            bars.stop()

@@ -60,9 +60,7 @@ def eval_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with a context of 64 tokens and a tokenizer of its own."""
     home = tmp_path_factory.mktemp("eval-model")
     train_tokenizer([WORDS] * 5, 320).save(home / "tokenizer")
-    save_model(
-        tiny.model(vocab_size=320), home / "model", tokenizer_folder=home / "tokenizer", dtype=torch.float32
-    )
+    save_model(tiny.model(vocab_size=320), home / "model", tokenizer_folder=home / "tokenizer", dtype=torch.float32)
     return home / "model"
 
 

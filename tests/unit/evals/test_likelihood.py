@@ -22,10 +22,10 @@ ids = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12).map(tuple)
 contexts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=90).map(tuple)  # the models read 64
 
 
-def equal(found: Sequence[Likelihood], wanted: Sequence[Likelihood], tolerance: float) -> None:
+def equal(found: Sequence[Likelihood], wanted: Sequence[Likelihood]) -> None:
     assert len(found) == len(wanted)
     for ours, theirs in zip(found, wanted, strict=True):
-        assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=tolerance)
+        assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-5, rel=1e-6)
         assert (ours.greedy, ours.cut) == (theirs.greedy, theirs.cut)
 
 
@@ -44,7 +44,7 @@ def test_it_equals_one_sequence_at_a_time(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "PASS", overhead)  # 0: share wherever a single token is saved
         found = log_likelihoods(model, requests, tokens_a_pass=tokens_a_pass)
-    equal(found, log_likelihoods_reference(model, requests), 1e-5 * 64)
+    equal(found, log_likelihoods_reference(model, requests))
 
 
 def test_greedy_is_told_for_the_likeliest_continuation_and_no_other() -> None:

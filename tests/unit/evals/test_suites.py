@@ -30,6 +30,7 @@ def test_a_question_with_two_solutions(suites_home: Path) -> None:
     assert first.choices == ("bake a dough of water and flour", "bake a dough of stone")
     assert second.choices == ("keeps\n ice", "B. cools")  # neither a line break nor "B. " inside makes an option
     assert (first.label, second.label) == (0, 1)
+    assert first.plain_texts[1] == "Make bread. bake a dough of stone"  # as a training document would have it
 
 
 def test_the_beginning_of_a_sentence_is_continued(suites_home: Path) -> None:
