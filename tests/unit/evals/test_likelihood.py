@@ -72,6 +72,20 @@ def test_a_context_that_is_shared_is_computed_once() -> None:
     assert sum(batch.tokens for batch in found) == 4 * 100 + 20 * 3
 
 
+@pytest.mark.parametrize("model", [DENSE, SPARSE], ids=["dense", "sparse"])
+def test_every_choice_continues_its_own_question(model: Transformer) -> None:
+    """Questions of two lengths in one batch, choices of several lengths in several passes."""
+    draw = torch.Generator().manual_seed(3)
+    requests = [
+        Request(torch.randint(0, VOCAB, (40 + n % 2,), generator=torch.Generator().manual_seed(n)).tolist(), choice)
+        for n in range(8)
+        for choice in torch.randint(0, VOCAB, (5, 1 + n % 4), generator=draw).tolist()
+    ]
+    found = plan([(tuple(r.context), tuple(r.continuation)) for r in requests], 2048)
+    assert any(isinstance(batch, SharedBatch) and len(batch.groups) > 2 for batch in found)
+    equal(log_likelihoods(model, requests), log_likelihoods_reference(model, requests))
+
+
 def test_a_cut_context_keeps_its_end() -> None:
     long = [*range(100, 200)]
     cut, short = log_likelihoods(SPARSE, [Request(long, [5, 6]), Request(long[-63:], [5, 6])])
