@@ -14,6 +14,7 @@ import typer
 from moesaic import __version__
 from moesaic.commands.data import data_app
 from moesaic.commands.interop import export, import_, upcycle
+from moesaic.commands.evaluate import evaluate
 from moesaic.commands.options import (
     DataOption,
     JsonOption,
@@ -153,6 +154,7 @@ app.command(epilog="Example: moesaic export runs/pocket/model pocket.gguf --to g
 app.command(epilog="Example: moesaic upcycle runs/smollm2 runs/smollm2-16x --experts 16 --layers 20-29")(upcycle)
 app.command(epilog='Example: moesaic generate runs/pocket/model "Once upon a time" --max-tokens 50')(generate)
 app.command(epilog="Example: moesaic chat runs/pocket/model")(chat)
+app.command("eval", epilog="Example: moesaic eval runs/pocket/model --suite all --limit 200")(evaluate)
 
 
 if __name__ == "__main__":

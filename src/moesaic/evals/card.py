@@ -54,7 +54,7 @@ def block(rows: Mapping[str, Mapping[str, Any]]) -> str:
     if texts:
         lines += ["", "| text | bytes | bits per byte |", "| --- | --- | --- |"]
         lines += [
-            f"| {row['title']} | {row['bytes']:,} | {row['bits_per_byte']:.3f} ± {row['standard_error']:.3f} |"
+            f"| {row['title']} | {row['bytes']:,} | {bits_text(row['bits_per_byte'], row['standard_error'])} |"
             for row in texts
         ]
     if notes := [note for row in rows.values() if (note := _overlap_note(row))]:
@@ -72,6 +72,11 @@ def with_block(card: str, text: str) -> str:
     following = _NEXT.search(card, section.end())
     end = following.start() if following else len(card)
     return f"{card[:end].rstrip()}\n\n{text}\n" + (f"\n{card[end:]}" if following else "")
+
+
+def bits_text(value: float, error: float) -> str:
+    """Bits per byte for people; the error is left out where a single window gave none."""
+    return f"{value:.3f} ± {error:.3f}" if error else f"{value:.3f}"
 
 
 def _share(row: Mapping[str, Any], name: str) -> str:

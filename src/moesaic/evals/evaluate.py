@@ -86,7 +86,7 @@ def evaluate(
     documents = read_text_documents(text, home, limit) if "bits" in names else []
     overlaps: Mapping[str, SuiteOverlap] = {}
     if against is not None:
-        texts = {name: {item.id: item.texts for item in found} for name, found in items.items()}
+        texts = {name: {item.id: item.plain_texts for item in found} for name, found in items.items()}
         if documents:
             texts["bits"] = {f"document {n}": (document,) for n, document in enumerate(documents, 1)}
         overlaps = find_overlap(texts, against, done=progress("training data") if progress else None)

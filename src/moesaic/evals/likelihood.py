@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moesaic.errors import ModelError
@@ -142,11 +143,13 @@ def _collect(
     model: Transformer,
     rows: Sequence[Row],
     hidden_ND: Tensor,
-    sums: "np.ndarray[tuple[int], np.dtype[np.float64]]",
-    greedy: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+    sums: NDArray[np.float64],
+    greedy: NDArray[np.bool_],
 ) -> None:
     """Add the log-probabilities of all tokens that `rows` ask for to `sums`; clear `greedy` where one is not best."""
-    places, tokens, owners = [], [], []
+    places: list[int] = []  # of the position that predicts a token, among all that are asked for
+    tokens: list[int] = []
+    owners: list[int] = []
     at = 0
     for row in rows:
         for request, continuation in row.asked:

@@ -89,7 +89,8 @@ def _training_texts(data: DataFolder) -> Iterator[tuple[str, list[str], int]]:
     for source, shard in data.train.items():
         at = 0
         while at < len(shard):
-            texts, tokens = [], 0
+            texts: list[str] = []
+            tokens = 0
             while at < len(shard) and (not texts or tokens + shard.lengths[at] <= TOKENS_AT_ONCE):
                 ids = shard.doc(at)
                 texts.append(data.tokenizer.decode(ids.tolist()))

@@ -39,8 +39,14 @@ class Item:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The question with each choice: what is looked for in training data."""
+        """What the model reads with each choice."""
         return tuple(f"{self.context} {choice}" for choice in self.choices)
+
+    @property
+    def plain_texts(self) -> tuple[str, ...]:
+        """The question with each choice and nothing of ours between them: what is looked for in training data."""
+        question = self.context.replace("Question: ", "").removesuffix("\nAnswer:")
+        return tuple(f"{question} {choice}" for choice in self.choices)
 
 
 @dataclass(frozen=True)
