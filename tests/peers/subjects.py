@@ -60,7 +60,7 @@ def command(*words: object) -> None:
         [Path(sys.executable).parent / "moesaic", *map(str, words)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        pytest.fail(f"moesaic {' '.join(map(str, words))}\n{done.stdout}{done.stderr}")
+        pytest.fail(f"moesaic {' '.join(map(str, words))}\n{done.stdout}{done.stderr}", pytrace=False)
 
 
 def _tiny(home: Path) -> Path:
