@@ -3,24 +3,33 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
+POCKET ?= runs/pocket/model
 
 BIN := $(VENV)/bin
 INSTALL = PYTHON="$(PYTHON)" TORCH="$(TORCH)" scripts/install.sh "$(VENV)"
+PEERS := transformers vllm llama_cpp
 
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test peers test-peers lint docs bench clean
 help:
 	@echo "make demo    the tour: train the pocket system through every stage, then chat with it"
 	@echo "make test    lint, types, floors, tests"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make docs    write the generated pages again"
 	@echo "make bench   speed of training beside transformers, and of reading chats (a quarter of an hour on 2 cores)"
-	@echo "make clean   remove caches and builds; runs/ and $(VENV) stay"
+	@echo "make peers   environments of vLLM, llama.cpp and transformers in .peers (about 4 GB)"
+	@echo "make test-peers   do they compute what we compute? POCKET=FOLDER names a trained pocket model"
+	@echo "make clean   remove caches and builds; runs/, .peers and $(VENV) stay"
 
 demo: $(VENV)/.installed-train
 	$(BIN)/moesaic demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+peers: $(PEERS:%=.peers/%/.installed)
+
+test-peers: peers $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/peers --pocket "$(POCKET)"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -38,9 +47,14 @@ bench: $(VENV)/.installed-dev
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.peers/*' -prune -exec rm -rf {} +
 
 # A stamp says that these extras were installed for this pyproject.toml.
-$(VENV)/.installed-%: pyproject.toml scripts/install.sh
+$(VENV)/.installed-%: pyproject.toml scripts/install.sh scripts/environment.sh
 	$(INSTALL) $*
+	@touch $@
+
+# One environment for each peer, made anew when its list changes.
+.peers/%/.installed: scripts/peers/%.txt scripts/peers.sh scripts/environment.sh
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" scripts/peers.sh .peers/$* $<
 	@touch $@
