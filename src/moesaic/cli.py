@@ -13,8 +13,8 @@ import typer
 
 from moesaic import __version__
 from moesaic.commands.data import data_app
-from moesaic.commands.interop import export, import_, upcycle
 from moesaic.commands.evaluate import evaluate
+from moesaic.commands.interop import export, import_, upcycle
 from moesaic.commands.options import (
     DataOption,
     JsonOption,

@@ -1,4 +1,4 @@
-"""`moesaic import`: a folder, a GGUF file, a package that carries weights or a repository, as a model folder of ours."""
+"""`moesaic import`: a folder, a GGUF file, a package with weights or a repository, as a model folder of ours."""
 
 import shutil
 import tempfile

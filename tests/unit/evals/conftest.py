@@ -12,7 +12,7 @@ import tiny
 from moesaic.data import train_tokenizer
 from moesaic.data.shards import file_sha256
 from moesaic.evals import suites
-from moesaic.model import save_model
+from moesaic.interop import save_model
 
 WORDS = "Question Answer yes no the of and a to in what is made from water stone river bread light night where do you"
 

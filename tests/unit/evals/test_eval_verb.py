@@ -10,7 +10,7 @@ import tiny
 from moesaic.cli import main
 from moesaic.data import DataFolder, train_tokenizer
 from moesaic.errors import ModelError
-from moesaic.model import save_model
+from moesaic.interop import save_model
 from moesaic.serve import local
 
 

@@ -12,7 +12,8 @@ import tiny
 from moesaic.errors import ModelError
 from moesaic.evals import Likelihood, Request, batches, log_likelihoods, log_likelihoods_reference
 from moesaic.evals.batches import SharedBatch, plan
-from moesaic.model import Transformer, load_model
+from moesaic.interop import load_model
+from moesaic.model import Transformer
 
 VOCAB = 512
 DENSE = tiny.model(vocab_size=VOCAB, n_experts=1, top_k=1, n_kv_heads=2)

@@ -12,7 +12,8 @@ from moesaic.data import Tokenizer
 from moesaic.errors import DataError, ModelError
 from moesaic.evals import bits_per_byte_of_text, read_text_documents
 from moesaic.evals.text import BUILTIN_BYTES, ratio_error, windows
-from moesaic.model import Transformer, load_model
+from moesaic.interop import load_model
+from moesaic.model import Transformer
 
 TEXT = "Where do you find the river? Ünder the light of the night, from the stone to the bread. " * 6
 
