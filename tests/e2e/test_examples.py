@@ -107,3 +107,7 @@ def test_examples_are_short_and_all_run_here() -> None:
     for script in EXAMPLES.glob("*.py"):
         assert len(script.read_text(encoding="utf-8").splitlines()) < 40, script.name
         assert f'run("{script.name}"' in tested, script.name
+
+
+def test_mixtral_both_ways() -> None:
+    assert run("mixtral_both_ways.py").count("logits equal") == 3

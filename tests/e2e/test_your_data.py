@@ -1,4 +1,4 @@
-"""The three commands of docs/your-data.md, as they stand there, with a smaller model."""
+"""The commands of docs/your-data.md, as they stand there, with fewer tokens and a smaller model from nothing."""
 
 import hashlib
 import json
@@ -38,10 +38,28 @@ SMALLER_TEXT = [
 ]
 
 
-def commands() -> list[list[str]]:
-    block = re.search(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None
-    return [shlex.split(line) for line in block[1].splitlines()]
+def commands(block: int) -> list[list[str]]:
+    """Lines of a block of the page: 0 tunes SmolLM2, 1 trains from nothing."""
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    return [shlex.split(line) for line in blocks[block].splitlines()]
+
+
+def run(command: list[str], place: Path) -> str:
+    """What a command of the page prints."""
+    assert command[0] == "moesaic"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        command,
+        cwd=place,
+        env=environment,
+        input="Hello\n/quit\n",
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def sentence(number: int) -> str:
@@ -76,25 +94,12 @@ def test_three_commands_train_on_your_folder_and_chats(workplace: Path) -> None:
         f"data.sources.dialogue.sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}",
     ]
     smaller = {"mine": SMALLER + SMALLER_TEXT + dialogue, "mine-chats": SMALLER}
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     said = []
-    for command in commands():
-        assert command[0] == "moesaic"
+    for command in commands(1):
         if command[1] == "train":
             for value in smaller[command[command.index("--run") + 1]]:
                 command += ["--set", value]
-        done = subprocess.run(
-            command,
-            cwd=workplace,
-            env=environment,
-            input="Hello\n/quit\n",
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout)
+        said.append(run(command, workplace))
     assert said[-1].strip()  # an answer, whatever such a small model says
 
     learned = read_recipe(workplace / "runs" / "mine" / "recipe.toml")
@@ -105,6 +110,34 @@ def test_three_commands_train_on_your_folder_and_chats(workplace: Path) -> None:
     ledger = json.loads((workplace / "runs" / "mine" / "ledger.json").read_text(encoding="utf-8"))
     assert ledger["sources"]["my-texts"]["tokens"] > 0
     assert ledger["sources"]["my-texts"]["cap_epochs"] == 4
+
+
+def test_three_commands_tune_smollm2_on_a_thousand_chats(smollm2_package: Path, tmp_path: Path) -> None:
+    """The weights are the real ones; two steps of training instead of fifty."""
+    rows = [
+        [{"role": "user", "content": f"What is my number {n}?"}, {"role": "assistant", "content": f"It is {7 * n}."}]
+        for n in range(1000)
+    ]
+    lines = "\n".join(json.dumps({"messages": m}) for m in rows)
+    (tmp_path / "my-chats.jsonl").write_text(lines, encoding="utf-8")
+    packages = tmp_path / "runs" / "data" / "packages"
+    packages.mkdir(parents=True)
+    (packages / smollm2_package.name).symlink_to(smollm2_package)
+    shorter = ["--set", "stages.tune.tokens=4096", "--set", "stages.tune.batch=[{tokens=2048}]"]
+    load, tune, chat = commands(0)
+    run(load, tmp_path)
+    run(tune + shorter, tmp_path)
+    assert run([*chat, "--temperature", "0", "--max-tokens", "8"], tmp_path).strip()
+
+    tuned = read_recipe(tmp_path / "runs/tuned/recipe.toml")
+    assert [s.name for s in tuned.data.sources] == ["my-chats"]
+    steps = [json.loads(line) for line in (tmp_path / "runs/tuned/metrics.jsonl").read_text().splitlines()]
+    losses = [s["loss"] for s in steps if "step" in s]
+    assert len(losses) == 2
+    assert losses[0] < 5  # nats: it could talk before; from nothing it would be ln 49,152 = 10.8
+    config = json.loads((tmp_path / "runs/tuned/model/config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert config["num_hidden_layers"] == 30
 
 
 def test_the_formats_on_the_page_are_read() -> None:

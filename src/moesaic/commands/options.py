@@ -42,5 +42,7 @@ def recipe_from(
     if data is not None:
         recipe = with_data(recipe, data, stage)
     if init is not None:
-        recipe = with_init(recipe, init, stage)
+        from moesaic.interop import read_shape
+
+        recipe = with_init(recipe, init, stage, read_shape(init))
     return with_values(recipe, values or (), Path.cwd())

@@ -155,6 +155,12 @@ def from_config(config: Mapping[str, Any], where: Path) -> tuple[Model, Family]:
     return _checked(values, where), family
 
 
+def read_shape(folder: Path) -> Model | None:
+    """The Model of a folder's config.json; None when there is none. Raises ModelError."""
+    path = folder.expanduser() / "config.json"
+    return from_config(read_json(path), path)[0] if path.is_file() else None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError."""
     try:

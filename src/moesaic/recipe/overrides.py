@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moesaic.errors import RecipeError
+from moesaic.recipe.model import Model
 from moesaic.recipe.recipe import Recipe, apply_override, check_recipe, resolve_paths
 
 CHAT_KEYS = {"messages", "conversations", "conversation", "instruction"}  # OpenAI, ShareGPT, Alpaca
+TRAINING_ONLY = ("balance_weight", "z_weight", "balance_scope", "init_std")  # of a model: the recipe's, not a folder's
 NOT_PATHS = ("hf:", "builtin:")
 Kind = Literal["text", "chat"]
 
@@ -57,8 +59,8 @@ def with_data(recipe: Recipe, data: str, stage: str | None = None) -> Recipe:
     return check_recipe(tree, f"--data {data}")
 
 
-def with_init(recipe: Recipe, folder: Path, stage: str | None = None) -> Recipe:
-    """`recipe` starting from the weights and the tokenizer of a model folder.
+def with_init(recipe: Recipe, folder: Path, stage: str | None = None, shape: Model | None = None) -> Recipe:
+    """`recipe` starting from the weights and the tokenizer of a model folder, whose `shape` it takes if given.
 
     With `stage` that stage is all that is left of the recipe, with the sources it reads; else the first one
     starts from the folder. Raises RecipeError.
@@ -72,6 +74,9 @@ def with_init(recipe: Recipe, folder: Path, stage: str | None = None) -> Recipe:
     tree = recipe.model_dump(mode="json", exclude_none=True)
     tree["stages"] = [t for t in tree["stages"] if t["name"] in {s.name for s in stages}]
     tree["stages"][0]["init"] = str(folder)
+    if shape is not None:
+        training = {name: getattr(recipe.model, name) for name in TRAINING_ONLY}
+        tree["model"] = shape.model_dump(mode="json", exclude_none=True) | training
     tree["data"]["sources"] = [s for s in tree["data"]["sources"] if s["name"] in read]
     if (folder / "tokenizer.json").is_file():
         tree["data"]["tokenizer"] = str(folder)

@@ -10,7 +10,7 @@ import torch
 from moesaic.data import Tokenizer
 from moesaic.errors import DataError, ModelError
 from moesaic.interop import load_model, read_json
-from moesaic.model import SamplingSettings, Step, generate_tokens
+from moesaic.model import SamplingSettings, Step, Transformer, generate_tokens
 from moesaic.model.generate import FinishReason
 
 Message = Mapping[str, str]
@@ -51,11 +51,13 @@ class LocalModel:
     keywords; answers end at the folder's own stop ids unless `stop_ids` says otherwise.
     """
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, folder: Path, *, dtype: torch.dtype | None = None, model: Transformer | None = None) -> None:
+        """`model`: other weights than the folder's, with its tokenizer."""
         self.folder = find_model(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with device:
-            self.model = load_model(self.folder, dtype=dtype).requires_grad_(False)
+            found = load_model(self.folder, dtype=dtype) if model is None else model
+        self.model = found.requires_grad_(False)
         self.tokenizer = Tokenizer.load(self.folder)
         vocab_size = self.model.config.vocab_size
         if len(self.tokenizer) > vocab_size:

@@ -47,7 +47,9 @@ def model_card(folder: RunFolder, recipe: Recipe, model: Transformer, ledger: Le
         lines.append(
             f"| {source.name} | {source.kind} | {source.licence} | {tokens:,} | {epochs:.2f} of {source.epochs} |"
         )
-    lines += ["", "The weights' licence follows from these.", "", "## Evaluation", ""]
+    begun = [s.init for s in recipe.stages if s.init is not None]
+    also = f" and from that of {', '.join(Path(b).name for b in begun)}, whose weights it began with" if begun else ""
+    lines += ["", f"The weights' licence follows from these{also}.", "", "## Evaluation", ""]
     metrics = read_metrics(folder.metrics)
     evaluations = [m for m in metrics if m.get("event") == "evaluation"]
     lines += [
@@ -66,13 +68,21 @@ def model_card(folder: RunFolder, recipe: Recipe, model: Transformer, ledger: Le
             f"{1 / config.n_experts:.3f}):"
         )
         lines.append("")
-        lines += [f"- layer {i}: {min(row):.3f} to {max(row):.3f}" for i, row in enumerate(loads[-1])]
+        lines += [
+            f"- layer {i}: {min(row):.3f} to {max(row):.3f}"
+            for i, row in zip(config.sparse_layers, loads[-1], strict=True)
+        ]
     lines += [
         "",
         "## Limits",
         "",
-        "Trained on the data above and nothing else. It has no knowledge beyond them, no safety tuning, and states "
-        "falsehoods with confidence. For study, not for use on people.",
+        f"{_knowledge(bool(begun))}, and states falsehoods with confidence. For study, not for use on people.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _knowledge(begun: bool) -> str:
+    if begun:
+        return "What the model knew that it began with, changed by the data above, without safety tuning of ours"
+    return "Trained on the data above and nothing else. It has no knowledge beyond them, no safety tuning"

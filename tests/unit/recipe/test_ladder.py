@@ -5,10 +5,11 @@ import pytest
 from moesaic.recipe import read_recipe, recipe_files
 
 LADDER = ("pocket", "desk", "card", "node", "gpt4")
+OTHERS = ("recover", "tune")  # what one does with a model from elsewhere
 
 
 def test_the_ladder_is_complete() -> None:
-    assert sorted(recipe_files()) == sorted(LADDER)
+    assert sorted(recipe_files()) == sorted(LADDER + OTHERS)
 
 
 @pytest.mark.parametrize("name", LADDER)
@@ -28,6 +29,22 @@ def test_a_recipe_is_named_after_its_file_and_has_every_text_stage(name: str) ->
 def test_epochs_are_the_described_ones(name: str) -> None:
     for source in read_recipe(name).data.sources:
         assert source.epochs == {"text": 2, "code": 4}.get(source.kind, source.epochs)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_recipes_start_from_an_imported_model(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.name == name
+    assert recipe.stages[0].init is not None
+    assert recipe.tokenizer == recipe.stages[0].init
+
+
+@pytest.mark.parametrize("name", ["desk", "card"])
+def test_what_starts_from_smollm2_has_its_shape(name: str) -> None:
+    keep = ("vocab_size", "d_model", "n_layers", "n_heads", "head_dim", "n_kv_heads", "d_ff", "rope_theta")
+    ours, smollm2 = read_recipe(name).model, read_recipe("tune").model
+    assert {k: getattr(ours, k) for k in keep} == {k: getattr(smollm2, k) for k in keep}
+    assert read_recipe(name).stages[0].init == f"runs/smollm2-{name}"
 
 
 def test_every_step_up_the_ladder_is_larger() -> None:
