@@ -13,7 +13,6 @@ experts, entropy of the routing and peak memory go to results/upcycling.json.
 import argparse
 import json
 import math
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -78,8 +77,8 @@ def train(arm: str, dense: Transformer, data: DataFolder, seed: int, minutes: fl
     del step
     after = evaluate(model, data)
     print(f"  {arm}, seed {seed}: {after} after {tokens:,} tokens in {seconds:.0f} s", flush=True)
-    out = {"arm": arm, "seed": seed, "seconds": seconds, "tokens": tokens, "steps": steps, "losses": losses}
-    out |= {"before": before, "after": after, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    out = {"arm": arm, "seed": seed, "seconds": seconds, "tokens": tokens, "steps": steps, "objective": losses}
+    out |= {"before": before, "after": after}
     if arm != "dense":
         out["distance"] = [expert_distance(model.layers[n].experts) for n in LAYERS]
         out |= routing(model, data)

@@ -68,11 +68,11 @@ def _global(
     """Plan, train and serve a sparse mixture-of-experts language model."""  # `main` acts on --debug
 
 
-@app.command(epilog="Example: moesaic demo --acts 1,2")
+@app.command(epilog="Example: moesaic demo --acts 1,3")
 def demo(
     acts: Annotated[str | None, typer.Option(metavar="1,2,..", help="Only these acts.")] = None,
 ) -> None:
-    """The tour: train the pocket system, talk to it, break it.
+    """The tour: real weights upcycled, the pocket system trained, talked to, broken.
 
     Each act is timed and ends in something to look at.
     """

@@ -19,7 +19,7 @@ from moesaic.errors import MoesaicError
 RUN = Path("runs") / "pocket"
 DRILL = Path("runs") / "demo-drill"
 SMOLLM2 = Path("runs") / "smollm2"
-FACTS = ("What is the capital of France?", "Write one sentence about the sea.", "How do I reverse a list in Python?")
+ASKED = ("What is the capital of France?", "Write one sentence about the sea.", "How do I reverse a list in Python?")
 NEEDED_BYTES = 7.5e9  # of the upcycled model in fp32, and some room
 QUESTIONS = ("Hi there! How are you?", "What do you do for a living?", "Do you like music?")
 # The beginning of a run, with a checkpoint every eighth step: enough to be killed in the middle.
@@ -122,7 +122,7 @@ def real_weights(console: Console) -> None:
         raise MoesaicError("the upcycled model computes something else than the dense one; please report it")
     del dense
     speaker = LocalModel(SMOLLM2, model=model)
-    for question in FACTS:
+    for question in ASKED:
         steps = speaker.steps(
             [{"role": "user", "content": question}], temperature=0.0, max_tokens=32, show_experts=True
         )
@@ -170,7 +170,7 @@ def _weights(run: Path) -> bytes:
 
 
 ACTS = (
+    Act("real weights: SmolLM2 with 16 experts", real_weights),
     Act("the pocket system, from raw text to a chat", pocket),
     Act("killed and resumed, bit for bit", kill_and_resume),
-    Act("real weights: SmolLM2 with 16 experts", real_weights),
 )

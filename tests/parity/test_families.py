@@ -71,6 +71,11 @@ def configs(draw: st.DrawFn, families: tuple[str, ...] = FAMILIES) -> dict[str, 
         "eos_token_id": None,
         "pad_token_id": None,
     }
+    if draw(st.booleans()):  # as transformers 4 wrote it, and most folders have it
+        table = config.pop("rope_parameters")
+        config["rope_theta"] = table.pop("rope_theta")
+        table["type" if draw(st.booleans()) else "rope_type"] = table.pop("rope_type")
+        config["rope_scaling"] = table if scaling != "default" else None
     if config["hidden_size"] % heads:
         config["hidden_size"] = 12 * heads
     if family in ("llama", "qwen3", "qwen3_moe", "olmoe"):

@@ -61,6 +61,8 @@ def evaluate(
 
     if text is not None and "bits" not in suite_names(suite):
         raise MoesaicError("--text is what --suite bits reads; add --suite bits, or leave --text out")
+    if items is not None and not items.absolute().parent.is_dir():
+        raise MoesaicError(f"--items {items}: there is no folder {items.absolute().parent}; make it first")
     training = None if against is None else _training_data(against, home)
     opened = load(model)
     with progress_on_stderr() as progress:
@@ -74,8 +76,6 @@ def evaluate(
             against=training,
             progress=progress,
         )
-    if items is not None:
-        _write_items(items, results)
     if as_json:
         rows = [result.row() for result in results]
         print(json.dumps({"model": str(opened.folder), "results": rows}, indent=2, ensure_ascii=False))
@@ -86,6 +86,8 @@ def evaluate(
             keep_results(opened.folder, results)
         except MoesaicError as error:
             print(f"note: {error}", file=sys.stderr)
+    if items is not None:
+        _write_items(items, results)
 
 
 def _training_data(against: str, home: Path) -> "DataFolder":

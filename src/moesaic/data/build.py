@@ -75,8 +75,8 @@ def data_path(recipe: Recipe, home: Path) -> Path:
     """Folder that `build_data` makes or opens. Raises DataError when a local source does not exist."""
     parts: list[Any] = [FORMAT, recipe.data.model_dump(mode="json"), recipe.model.vocab_size]
     parts += [fingerprint(source, home) for source in recipe.data.sources]
-    if recipe.data.tokenizer is None and recipe.tokenizer is not None:
-        parts.append(recipe.tokenizer)
+    if recipe.tokenizer is not None:
+        parts.append(file_sha256(_tokenizer_file(recipe, recipe.tokenizer)))
     if any(source.package == STDLIB for source in recipe.data.sources):
         parts.append(sys.version)
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -93,6 +93,7 @@ def _build(recipe: Recipe, home: Path, scratch: Path, name: str, say: Progress) 
     _select(spools, recipe, say)
     tokenizer = _tokenizer(recipe, spools, say)
     tokenizer.save(out / "tokenizer")
+    _keep_settings(recipe.tokenizer, out / "tokenizer")
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
@@ -162,6 +163,22 @@ def _tokenizer(recipe: Recipe, spools: list[Spool], say: Progress) -> Tokenizer:
     return tokenizer
 
 
+def _tokenizer_file(recipe: Recipe, path: str) -> Path:
+    """tokenizer.json of a given tokenizer. Raises DataError when it is not there."""
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        hint = "the first lines of the recipe say how to make it" if recipe.data.tokenizer is None else "check the path"
+        raise DataError(f"no tokenizer at {file}, which recipe {recipe.name!r} names; {hint}")
+    return file
+
+
+def _keep_settings(given: str | None, folder: Path) -> None:
+    """Beside a given tokenizer the files that other engines read with it, as they are."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"):
+        if given is not None and (Path(given) / name).is_file():
+            shutil.copyfile(Path(given) / name, folder / name)
+
+
 def _sample(spools: list[Spool]) -> Iterator[str]:
     """Training text for the tokenizer: as many bytes of each source as it states, never held-out ones."""
     for spool in spools:
@@ -213,11 +230,12 @@ def _encode_group(
     end-of-text."""
     tokens, mask, lengths = encode_flat(tokenizer, [d.messages for d in documents if d.messages is not None])
     texts = tokenizer.encode_batch([d.text for d in documents if d.text is not None])
-    flat = np.fromiter(chain.from_iterable([*ids, tokenizer.eos_id] for ids in texts), np.int32)
+    begin = tokenizer.prefix_ids  # what stands before a text when it is continued
+    flat = np.fromiter(chain.from_iterable([*begin, *ids, tokenizer.eos_id] for ids in texts), np.int32)
     return (
         np.concatenate([tokens, flat]),
         np.concatenate([mask, np.ones(len(flat), np.uint8)]),
-        np.array(lengths + [len(ids) + 1 for ids in texts], np.int64),
+        np.array(lengths + [len(begin) + len(ids) + 1 for ids in texts], np.int64),
     )
 
 

@@ -7,10 +7,15 @@ are encoded piece by piece with control tokens switched off.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tokenizers
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
@@ -59,13 +64,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
     core.train_from_iterator(texts, trainer)
     missing = vocab_size - core.get_vocab_size()
     core.add_special_tokens([AddedToken(f"<|reserved_{i}|>", special=True) for i in range(missing)])
-    return Tokenizer(core, CHATML, END_OF_TEXT, END_OF_TEXT)
+    return Tokenizer(core, CHATML, END_OF_TEXT, END_OF_TEXT, bos=END_OF_TEXT)
 
 
 class Tokenizer:
     """A vocabulary with its chat template. Ids are ints; `len(tokenizer)` is the size of the vocabulary."""
 
-    def __init__(self, core: tokenizers.Tokenizer, template: str | None, eos: str, pad: str) -> None:
+    def __init__(
+        self, core: tokenizers.Tokenizer, template: str | None, eos: str, pad: str, bos: str | None = None
+    ) -> None:
         self._core = core
         self._plain = tokenizers.Tokenizer.from_str(core.to_str())  # sees no control tokens in text
         self._plain.encode_special_tokens = True
@@ -73,8 +80,8 @@ class Tokenizer:
         plain_bytes = isinstance(pre, pre_tokenizers.ByteLevel) and pre.use_regex and not pre.add_prefix_space
         self._words = WordCache(self._plain) if plain_bytes and core.normalizer is None else None
         self.chat_template = template
-        self._render = _compile(template) if template else None
-        self._tokens = {"bos_token": eos, "eos_token": eos, "pad_token": pad}
+        named = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
+        self._tokens = {name: token for name, token in named.items() if token is not None}
         self.eos_id = self._id(eos)
         self.pad_id = self._id(pad)
         end = IM_END if core.token_to_id(IM_END) is not None else eos
@@ -140,9 +147,14 @@ class Tokenizer:
     def chat_text(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """The conversation as the chat template writes it. Raises DataError without a template or when it
         refuses."""
-        if self._render is None:
+        if not self.chat_template:
             raise DataError("this tokenizer has no chat template; add chat_template.jinja to its folder")
         return self._render(messages, add_generation_prompt, self._tokens)
+
+    @cached_property
+    def _render(self) -> Callable[[Messages, bool, Mapping[str, str]], str]:
+        """Compiled on first use: a template that jinja cannot read must not keep a model from being read."""
+        return _compile(self.chat_template or "")
 
     def render_chat(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation, ready for the model to answer. Raises DataError."""
@@ -206,7 +218,8 @@ class Tokenizer:
             raise DataError(f"{file}: cannot tell which token ends a text; add eos_token to tokenizer_config.json")
         if template is None and core.token_to_id(IM_START) is not None and core.token_to_id(IM_END) is not None:
             template = CHATML
-        return cls(core, template, eos, _text(config.get("pad_token")) or eos)
+        bos = _text(config.get("bos_token"))
+        return cls(core, template, eos, _text(config.get("pad_token")) or eos, bos)
 
 
 def _ids(core: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
@@ -233,13 +246,27 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+class _Generation(Extension):
+    """`{% generation %}` marks what an assistant said, for masks; here it only shows its contents."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> list[Node]:
+        """The nodes inside."""
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
 def _compile(template: str) -> Callable[[Messages, bool, Mapping[str, str]], str]:
     """A chat template as a function; sandboxed, since templates arrive with foreign models."""
 
     def refuse(message: str) -> None:
         raise DataError(f"the chat template refuses these messages: {message}")
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+    )
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     environment.globals["raise_exception"] = refuse
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     try:

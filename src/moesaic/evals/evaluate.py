@@ -35,8 +35,8 @@ class SuiteResult:
 
     @property
     def key(self) -> str:
-        """What a later run of the same replaces: the suite, and the text for bits per byte."""
-        return self.title if self.suite == "bits" else self.suite
+        """What a later run of the same replaces: the suite or the text, and how much of it."""
+        return f"{self.suite}: {self.title}" + (f", {len(self.answers)} items" if self.answers else "")
 
     def row(self) -> dict[str, Any]:
         """Everything but single answers, as JSON."""
@@ -124,4 +124,4 @@ def _choice_result(
 
 def _text_title(text: str | None, documents: int, window: int) -> str:
     which = "document" if documents == 1 else "documents"
-    return f"{BUILTIN if text is None else Path(text).name}, {documents} {which}, windows of {window}"
+    return f"{BUILTIN if text is None else Path(text).resolve()}, {documents} {which}, windows of {window}"

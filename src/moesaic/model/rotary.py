@@ -22,15 +22,21 @@ def rotary_table(
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic" and length is None:
         length = int(positions.max()) + 1
-    frequency_C, scale = frequencies(config.head_dim, config.rope_theta, scaling, length or 0)
-    angles = positions.float().unsqueeze(-1) * frequency_C.to(positions.device)  # [*positions, head_dim / 2]
+    frequency_C, scale = frequencies(config.head_dim, config.rope_theta, scaling, length or 0, positions.device)
+    angles = positions.float().unsqueeze(-1) * frequency_C  # [*positions, head_dim / 2]
     angles = torch.cat((angles, angles), dim=-1)
     return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
-def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, length: int = 0) -> tuple[Tensor, float]:
+def frequencies(
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling | None,
+    length: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, float]:
     """Radians per position of each pair, fp32 `[head_dim / 2]`, and the factor of cosine and sine."""
-    exponent_C = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    exponent_C = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     if scaling is None:
         return 1 / theta**exponent_C, 1.0
     factor, original = scaling.factor, scaling.original_context or 0
@@ -45,12 +51,12 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, length
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         keep_C = ((turns_C - low) / (high - low)).clamp(0, 1)
         return plain_C * (keep_C + (1 - keep_C) / factor), 1.0
-    keep_C = 1 - _yarn_ramp(head_dim, theta, scaling)
+    keep_C = 1 - _yarn_ramp(head_dim, theta, scaling, device)
     scale = scaling.attention_factor or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
     return plain_C * (keep_C + (1 - keep_C) / factor), scale
 
 
-def _yarn_ramp(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
+def _yarn_ramp(head_dim: int, theta: float, scaling: RopeScaling, device: torch.device | str) -> Tensor:
     """Share of interpolation per pair, rising from 0 to 1 (Peng et al. 2023, eq. 18-20)."""
     original = scaling.original_context or 0
 
@@ -62,5 +68,5 @@ def _yarn_ramp(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    pairs_C = torch.arange(head_dim // 2, dtype=torch.float32, device="cpu")
+    pairs_C = torch.arange(head_dim // 2, dtype=torch.float32, device=device)
     return ((pairs_C - low) / (high - low if high != low else 0.001)).clamp(0, 1)

@@ -55,8 +55,14 @@ class Transformer(nn.Module):
                 module.kernels = kernels
 
     def extend(self, context: int, rope_theta: float | None = None) -> None:
-        """Raise the longest sequence and, if given, the rotary base; weights stay."""
+        """Raise the longest sequence and, if given, the rotary base; weights stay. Raises ModelError."""
         theta = rope_theta or self.config.rope_theta
+        scaling = self.config.rope_scaling
+        if scaling is not None and scaling.kind == "dynamic" and context > self.config.context:
+            raise ModelError(
+                f"a context of {context} tokens: dynamic rotary scaling depends on the length of each prompt and cannot be "
+                f"trained beyond {self.config.context}; use a shorter seq_len"
+            )
         context = max(context, self.config.context)
         self.config = self.config.model_copy(update={"context": context, "rope_theta": theta})
 

@@ -129,6 +129,17 @@ class Model(Part):
         return self.parameters(self.top_k)
 
     @property
+    def summary(self) -> str:
+        """Size and shape in a few words, for people."""
+        experts = (
+            f"{self.n_experts} experts in {len(self.sparse_layers)} of {self.n_layers} layers, {self.top_k} chosen"
+        )
+        return (
+            f"{self.parameters() / 1e6:,.1f} M parameters, {self.active_parameters / 1e6:,.1f} M active per token; "
+            f"{experts if self.sparse_layers else 'dense'}; context {self.context:,} tokens"
+        )
+
+    @property
     def forward_flops_per_token(self) -> int:
         """2 x active parameters, without attention scores. FLOP per token, forward only."""
         return 2 * self.active_parameters

@@ -10,7 +10,7 @@ from moesaic.recipe.model import Model
 from moesaic.recipe.recipe import Recipe, apply_override, check_recipe, resolve_paths
 
 CHAT_KEYS = {"messages", "conversations", "conversation", "instruction"}  # OpenAI, ShareGPT, Alpaca
-TRAINING_ONLY = ("balance_weight", "z_weight", "balance_scope", "init_std")  # of a model: the recipe's, not a folder's
+OF_THE_RECIPE = ("balance_weight", "z_weight", "balance_scope", "init_std")  # what only training reads of a model
 NOT_PATHS = ("hf:", "builtin:")
 Kind = Literal["text", "chat"]
 
@@ -75,7 +75,10 @@ def with_init(recipe: Recipe, folder: Path, stage: str | None = None, shape: Mod
     tree["stages"] = [t for t in tree["stages"] if t["name"] in {s.name for s in stages}]
     tree["stages"][0]["init"] = str(folder)
     if shape is not None:
-        training = {name: getattr(recipe.model, name) for name in TRAINING_ONLY}
+        training = {name: getattr(recipe.model, name) for name in OF_THE_RECIPE}
+        for table in tree["stages"]:  # a base below that of the weights would undo what they have learned
+            if table.get("rope_theta", shape.rope_theta) < shape.rope_theta:
+                del table["rope_theta"]
         tree["model"] = shape.model_dump(mode="json", exclude_none=True) | training
     tree["data"]["sources"] = [s for s in tree["data"]["sources"] if s["name"] in read]
     if (folder / "tokenizer.json").is_file():

@@ -101,7 +101,7 @@ def _digest(value: object) -> str:
 
 
 def _said(value: Any) -> Any:
-    """`value` without what is off or absent, so that an option added later leaves the hashes of recipes without it."""
+    """`value` without what is off or absent, so that an option added later, off by itself, changes no hash."""
     if isinstance(value, dict):
         return {k: _said(v) for k, v in value.items() if v is not None and v is not False and v not in ([], {})}
     return [_said(v) for v in value] if isinstance(value, list) else value

@@ -33,9 +33,7 @@ def model_card(folder: RunFolder, recipe: Recipe, model: Transformer, ledger: Le
         "",
         recipe.about,
         "",
-        f"{config.parameters() / 1e6:,.1f} M parameters, {config.active_parameters / 1e6:,.1f} M active per token; "
-        f"{config.n_experts} experts a layer, {config.top_k} chosen; context {config.context:,} tokens. "
-        f"Trained with moesaic, recipe hash `{recipe.system_hash()}`, on {ledger.total:,} tokens.",
+        f"{config.summary}. Trained with moesaic, recipe hash `{recipe.system_hash()}`, on {ledger.total:,} tokens.",
         "",
         "## Data",
         "",

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from moesaic.data import Batch, DataFolder, Loader
-from moesaic.model import Transformer
+from moesaic.model import Transformer, select_trainable
 from moesaic.recipe import Recipe, Stage
 from moesaic.train.forecast import forecast
 from moesaic.train.machine import Machine
 from moesaic.train.optimizer import build_optimizer
+from moesaic.train.start import load_teacher
 from moesaic.train.step import StepResult, TrainStep
 
 
@@ -63,7 +64,9 @@ def expected(recipe: Recipe, data: DataFolder, machine: Machine, model: Transfor
     rates: dict[tuple[str, int], float] = {}
     for stage in recipe.stages:
         model.compute_dtype = machine.compute_dtype(stage.precision)
-        step = TrainStep(model, stage, build_optimizer(model, stage.optimizer))
+        select_trainable(model, stage.trainable)
+        teacher = None if stage.teacher is None else load_teacher(model, stage)
+        step = TrainStep(model, stage, build_optimizer(model, stage.optimizer), teacher)
         loader = Loader(data, stage, recipe, recipe.seed)
         for batch in stage.batch:
             rates[stage.name, batch.tokens] = _rate(step, loader, machine, batch.tokens // stage.seq_len)

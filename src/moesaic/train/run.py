@@ -26,7 +26,7 @@ from moesaic.train.optimizer import build_optimizer
 from moesaic.train.run_folder import RunFolder
 from moesaic.train.schedule import learning_rate
 from moesaic.train.sinks import open_sink
-from moesaic.train.start import load_teacher, start_from
+from moesaic.train.start import check_starts, load_teacher, start_from
 from moesaic.train.step import TrainStep
 from moesaic.train.stop import StopRequest
 from moesaic.train.watch import Watch
@@ -63,6 +63,7 @@ def train(
             f"the layout of {recipe.name!r} needs {recipe.layout.world} processes and training runs in one so far; "
             "set pp, dp, cp, tp and ep of layout to 1"
         )
+    check_starts(recipe)
     keep_freed_memory()
     machine = Machine.detect()
     bf16 = any(machine.compute_dtype(s.precision) == torch.bfloat16 for s in recipe.stages)

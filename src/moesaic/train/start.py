@@ -5,36 +5,29 @@ from pathlib import Path
 from moesaic.errors import CheckpointError
 from moesaic.interop import load_model
 from moesaic.model import Transformer
-from moesaic.recipe import Stage
+from moesaic.recipe import Model, Recipe, Stage
 
-SHAPE = (
-    "vocab_size",
-    "d_model",
-    "n_layers",
-    "n_heads",
-    "head_dim",
-    "n_kv_heads",
-    "d_ff",
-    "n_experts",
-    "dense_layers",
-    "dense_d_ff",
-    "qk_norm",
-    "attention_bias",
-    "mlp_bias",
-    "tie_embeddings",
-)
+# What a stage may change, and what only training needs; all else of a model decides what it computes.
+FREE = {"context", "rope_theta", "balance_weight", "z_weight", "balance_scope", "init_std"}
+
+
+def check_starts(recipe: Recipe) -> None:
+    """Raises CheckpointError when a folder that a stage starts from or learns from is not there."""
+    for stage in recipe.stages:
+        for path in (stage.init, stage.teacher):
+            if path is not None and not (Path(path) / "config.json").is_file():
+                raise CheckpointError(
+                    f"stage {stage.name!r} needs the model folder {path}, which is not there; the first lines of the "
+                    "recipe say how to make it, or name another with --init"
+                )
 
 
 def start_from(model: Transformer, stage: Stage) -> None:
     """Take the weights of `stage.init`. Raises CheckpointError when its shape is another."""
-    if not (Path(str(stage.init)) / "config.json").is_file():
-        raise CheckpointError(
-            f"stage {stage.name!r} starts from {stage.init}, which is not there; the first lines of the recipe say how "
-            "to make it"
-        )
     other = load_model(Path(str(stage.init)))
     theirs, ours = other.config, model.config
-    if wrong := [n for n in SHAPE if getattr(theirs, n) != getattr(ours, n)]:
+    wrong = [n for n in Model.model_fields if n not in FREE and getattr(theirs, n) != getattr(ours, n)]
+    if wrong:
         raise CheckpointError(
             f"{stage.init}: {wrong[0]} = {getattr(theirs, wrong[0])}, the recipe says {getattr(ours, wrong[0])}; "
             f"set model.{wrong[0]} (and {len(wrong) - 1} more) to the folder's values"
