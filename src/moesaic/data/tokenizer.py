@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import tokenizers
 from jinja2.ext import Extension, loopcontrols
@@ -249,7 +249,7 @@ def _write(path: Path, text: str) -> None:
 class _Generation(Extension):
     """`{% generation %}` marks what an assistant said, for masks; here it only shows its contents."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - so the base class declares it
 
     def parse(self, parser: Parser) -> list[Node]:
         """The nodes inside."""

@@ -60,8 +60,8 @@ class Transformer(nn.Module):
         scaling = self.config.rope_scaling
         if scaling is not None and scaling.kind == "dynamic" and context > self.config.context:
             raise ModelError(
-                f"a context of {context} tokens: dynamic rotary scaling depends on the length of each prompt and cannot be "
-                f"trained beyond {self.config.context}; use a shorter seq_len"
+                f"a context of {context} tokens: dynamic rotary scaling depends on the length of a prompt, no training "
+                f"beyond {self.config.context}; use a shorter seq_len"
             )
         context = max(context, self.config.context)
         self.config = self.config.model_copy(update={"context": context, "rope_theta": theta})
