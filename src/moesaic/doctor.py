@@ -23,6 +23,7 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_i
 EXTRAS = {
     "train": ("datasketch", "jinja2", "safetensors", "tokenizers"),
     "parquet": ("pyarrow",),
+    "gguf": ("gguf",),
     "hf": ("datasets",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

@@ -65,7 +65,7 @@ class GGUFFile:
         try:
             from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
         except ImportError as error:
-            raise ModelError(f"{path}: reading GGUF needs the library: pip install gguf") from error
+            raise ModelError(f"{path}: reading GGUF needs the library: pip install 'moesaic[gguf]'") from error
 
         class Header(GGUFReader):
             """The library's reader without its views of all tensors, which fail nameless when the file is cut."""

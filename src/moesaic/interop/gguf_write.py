@@ -69,7 +69,7 @@ def write_gguf(
     try:
         from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
     except ImportError as error:
-        raise ModelError(f"{path}: writing GGUF needs the library: pip install gguf") from error
+        raise ModelError(f"{path}: writing GGUF needs the library: pip install 'moesaic[gguf]'") from error
     config, architecture = model.config, architecture_for(model.config)
     metadata = tokenizer_metadata(tokenizer_folder, config.vocab_size, stop_ids)
     kinds = {
