@@ -37,12 +37,18 @@ def outputs_and_gradients(function: object, operands: list[Tensor], sight: Visib
 
 
 def assert_paths_agree(
-    documents_BS: Tensor | None, batch_seq: tuple[int, int], heads: int, kv_heads: int, seed: int = 0, width: int = 8
+    documents_BS: Tensor | None,
+    batch_seq: tuple[int, int],
+    heads: int,
+    kv_heads: int,
+    seed: int = 0,
+    width: int = 8,
+    window: int | None = None,
 ) -> None:
     g = torch.Generator().manual_seed(seed)
     q, pull = (torch.randn(*batch_seq, heads, width, generator=g) for _ in range(2))
     k, v = (torch.randn(*batch_seq, kv_heads, width, generator=g) for _ in range(2))
-    sight = Visibility.of(torch.zeros(batch_seq), documents_BS)
+    sight = Visibility.of(torch.zeros(batch_seq, dtype=torch.int64), documents_BS, window)
     ours = outputs_and_gradients(attend, [q, k, v], sight, pull)
     theirs = outputs_and_gradients(attend_reference, [q, k, v], sight, pull)
     for name, a, b in zip(NAMES, ours, theirs, strict=True):
@@ -71,6 +77,46 @@ def test_packed_documents_with_padding(case: tuple[int, list[list[int]]], heads:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attend_module, "CHUNK", CHUNK)
         assert_paths_agree(batch(rows, seq).documents, (len(rows), seq), *heads, seed=seed)
+
+
+WINDOWS = st.sampled_from([1, 2, 7, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3, 200])
+
+
+@settings(max_examples=60)
+@given(packed(), WINDOWS, st.sampled_from([(1, 1), (4, 1), (4, 2), (4, 4)]), st.integers(0, 2**31))
+@example((48, [[17, 14], [16, 32], [48]]), CHUNK // 2, (4, 1), 0)
+def test_packed_documents_within_a_window(
+    case: tuple[int, list[list[int]]], window: int, heads: tuple[int, int], seed: int
+) -> None:
+    """Windows shorter and longer than a chunk, forward and gradients, with and without documents."""
+    seq, rows = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attend_module, "CHUNK", CHUNK)
+        for documents_BS in (batch(rows, seq).documents, None):
+            assert_paths_agree(documents_BS, (len(rows), seq), *heads, seed=seed, window=window)
+
+
+@settings(max_examples=60)
+@given(packed(), st.one_of(st.none(), WINDOWS))
+def test_visibility_is_the_mask_that_the_words_say(case: tuple[int, list[list[int]]], window: int | None) -> None:
+    """A query sees a key of its own document that is not later than itself and less than `window` before it."""
+    seq, rows = case
+    documents_BS = batch(rows, seq).documents
+    allowed_BSS = Visibility.of(documents_BS, documents_BS, window).allowed
+    plain_BSS = Visibility.of(documents_BS, None, window).allowed
+    for b, row in enumerate(documents_BS.tolist()):
+        near = [[k <= q and (window is None or q - k < window) for k in range(seq)] for q in range(seq)]
+        assert plain_BSS[b].tolist() == near
+        same = [[near[q][k] and row[k] == row[q] for k in range(seq)] for q in range(seq)]
+        assert allowed_BSS[b].tolist() == same
+
+
+def test_keys_before_the_window_of_a_chunk_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attend_module, "CHUNK", CHUNK)
+    tokens_BS = torch.zeros(1, 4 * CHUNK, dtype=torch.int64)
+    assert Visibility.of(tokens_BS, None, 1).first_key == (0, CHUNK, 2 * CHUNK, 3 * CHUNK)
+    assert Visibility.of(tokens_BS, None, 2).first_key == (0, 0, CHUNK, 2 * CHUNK)
+    assert Visibility.of(tokens_BS, None, CHUNK + 2).first_key == (0, 0, 0, CHUNK)
 
 
 @pytest.mark.parametrize("heads", [(4, 1), (4, 2), (4, 4)], ids=["MQA", "GQA", "MHA"])

@@ -29,7 +29,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 
 def test_the_verbs_are_the_stable_ones() -> None:
-    expected = ["chat", "data", "demo", "doctor", "eval", "generate", "recipe", "report", "train"]
+    expected = ["chat", "data", "demo", "doctor", "eval", "export", "generate", "import", "recipe", "report", "train"]
+    expected += ["upcycle"]
     expected += ["data build", "data inspect", "recipe diff", "recipe init", "recipe schema", "recipe show"]
     assert sorted(" ".join(v) for v in verbs() if v) == sorted(expected)
 

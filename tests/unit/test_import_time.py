@@ -22,6 +22,7 @@ def imported(code: str) -> set[str]:
         "import moesaic.recipe.show, moesaic.recipe.overrides, moesaic.recipe.docs",
         "from moesaic.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit: pass",
         "from moesaic.cli import main\ntry:\n    main(['recipe', 'show', 'pocket'])\nexcept SystemExit: pass",
+        "from moesaic.cli import main\ntry:\n    main(['upcycle', '--help'])\nexcept SystemExit: pass",
     ],
 )
 def test_planning_and_help_load_nothing_heavy(code: str) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from moesaic.commands.options import JsonOption
 from moesaic.commands.talk import ModelArg, Seed
+from moesaic.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -90,11 +91,17 @@ def upcycle(
     """
     from moesaic.interop import family_for, layer_ranges, load_model, save_model
     from moesaic.interop import upcycle as upcycled
-    from moesaic.interop.sources import card
+    from moesaic.interop.folder import check_place
+    from moesaic.interop.sources import card, check_tokenizer
+    from moesaic.interop.weights import stored_dtype
     from moesaic.serve.local import find_model
 
     folder = find_model(model)
+    if out.resolve() == folder.resolve():
+        raise ModelError(f"{out} is the model itself; choose another place")
+    check_place(out)
     dense = load_model(folder)
+    check_tokenizer(folder, dense)
     new = upcycled(
         dense,
         experts,
@@ -107,7 +114,7 @@ def upcycle(
     report = _compared(folder, dense, new)
     if family_for(new.config).model_type == "moesaic":
         _say("experts in some layers only: other engines read it after `moesaic export`")
-    kind = _dtype(dtype) or dense.embedding.dtype
+    kind = _dtype(dtype) or stored_dtype(dense)
     page = card(new, f"{folder.name}, {experts} experts", str(model), "that of its source", "Upcycled")
     save_model(new, out, tokenizer_folder=folder, card=page, dtype=kind)
     report |= {"model": str(out), "parameters": new.config.parameters(), "active": new.config.active_parameters}

@@ -8,10 +8,11 @@ import torch
 
 from moesaic.errors import ModelError
 from moesaic.interop.families import OURS, family_for
-from moesaic.interop.folder import load_model, save_model, stop_ids_of
+from moesaic.interop.folder import check_place, load_model, save_model, stop_ids_of
 from moesaic.interop.gguf_write import write_gguf
 from moesaic.interop.sources import has_vision
 from moesaic.interop.upcycle import upcycle
+from moesaic.interop.weights import stored_dtype
 from moesaic.model import Transformer
 
 Say = Callable[[str], None]
@@ -27,10 +28,12 @@ def export_model(
     """
     if out.resolve() == folder.resolve():
         raise ModelError(f"{out} is the model itself; choose another place")
+    if to == "hf":
+        check_place(out)
     if has_vision(folder):
         say("the vision part stays behind: only the text trunk is exported")
     model = widened(load_model(folder), say)
-    kind = dtype or model.embedding.dtype
+    kind = dtype or stored_dtype(model)
     if to == "gguf":
         write_gguf(model, out, folder, stop_ids_of(folder), kind)
         return

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from moesaic.errors import ModelError
 from moesaic.interop.families import Entry, entries, family_for
 from moesaic.interop.hf_config import from_config, read_json, to_config
-from moesaic.interop.weights import INDEX, WEIGHTS, TensorFiles, read_tensors
+from moesaic.interop.weights import INDEX, WEIGHTS, TensorFiles, narrowed, read_tensors
 from moesaic.model import Transformer
 
 TOKENIZER_FILES = (
@@ -45,8 +45,9 @@ def save_model(
     """Write `model` as a Hugging Face folder; what stood there is replaced once the new one is complete.
 
     Weights are stored as `dtype`, in files of at most `shard_bytes` (one tensor may exceed it).
-    Raises ModelError.
+    Raises ModelError, also when something else than a model stands there.
     """
+    check_place(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -72,6 +73,14 @@ def save_model(
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_place(folder: Path) -> None:
+    """Raises ModelError unless a model may be written there: nothing else is ever replaced."""
+    if folder.is_dir() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+        raise ModelError(f"{folder} holds files that are not a model; choose another place")
+    if folder.exists() and not folder.is_dir():
+        raise ModelError(f"{folder} is a file; choose another place")
 
 
 def load_model(
@@ -119,7 +128,7 @@ def _write_weights(model: Transformer, folder: Path, dtype: torch.dtype, shard_b
     files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {e.name: _values(model, parameters, e).to("cpu", dtype).contiguous() for e in shard}
+        tensors = {e.name: narrowed(_values(model, parameters, e).cpu(), dtype, e.name).contiguous() for e in shard}
         save_file(tensors, folder / name, metadata={"format": "pt"})
         files |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
@@ -135,15 +144,25 @@ def _values(model: Transformer, parameters: dict[str, nn.Parameter], entry: Entr
 def stop_ids_of(tokenizer_folder: Path) -> list[int]:
     """Ids that end an answer: end of turn (if the tokenizer has it), end of text, what a model there states."""
     tokenizer = read_json(tokenizer_folder / "tokenizer.json")
-    ids: dict[str, int] = dict(tokenizer.get("model", {}).get("vocab", {}))
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    ids: dict[str, int] = (
+        dict(vocabulary) if isinstance(vocabulary, dict) else {t: i for i, (t, _) in enumerate(vocabulary)}
+    )
     ids |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    eos = read_json(tokenizer_folder / "tokenizer_config.json").get("eos_token")
+    eos = _optional_json(tokenizer_folder / "tokenizer_config.json").get("eos_token")
     eos = eos["content"] if isinstance(eos, dict) else eos
     found = [ids[t] for t in (END_OF_TURN, eos) if t in ids]
-    stated: Any = None
-    if (tokenizer_folder / GENERATION).is_file():  # the folder of another model
-        stated = read_json(tokenizer_folder / GENERATION).get("eos_token_id")
+    # A model's folder: transformers, too, looks into config.json when there is no other file.
+    files = (GENERATION, "config.json")
+    stated: Any = next(
+        (_optional_json(tokenizer_folder / f).get("eos_token_id") for f in files if (tokenizer_folder / f).is_file()),
+        None,
+    )
     return list(dict.fromkeys([*found, *(stated if isinstance(stated, list) else [stated] * (stated is not None))]))
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def _write_json(path: Path, value: Any) -> None:

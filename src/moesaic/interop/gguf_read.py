@@ -71,20 +71,30 @@ class GGUFFile:
             """The library's reader without its views of all tensors, which fail nameless when the file is cut."""
 
             def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
-                self.places = {}
+                self.places: dict[str, TensorInfo] = {}
                 for field in fields:
                     _, name, _, dims, kind, offset = field.parts
+                    title = bytes(name).decode()
+                    if int(kind[0]) not in list(GGMLQuantizationType):
+                        raise ModelError(
+                            f"{path}: tensor {title!r}: quantisation number {kind[0]} is unknown to the gguf library; "
+                            "use a file in another quantisation"
+                        )
                     quantized = GGMLQuantizationType(kind[0])
                     block, size = GGML_QUANT_SIZES[quantized]
                     shape = tuple(int(d) for d in reversed(dims.tolist()))
+                    if title in self.places or not all(shape) or shape[-1] % block:
+                        raise ValueError(f"tensor {title!r} is there twice or no multiple of {block} wide")
                     count = math.prod(shape) // block * size
-                    self.places[bytes(name).decode()] = TensorInfo(shape, quantized, start_offs + int(offset[0]), count)
+                    self.places[title] = TensorInfo(shape, quantized, start_offs + int(offset[0]), count)
 
         try:
             header = Header(path)
             self.metadata = {name: field.contents() for name, field in header.fields.items()}
         except FileNotFoundError as error:
             raise ModelError(f"no file {path}; give a .gguf file") from error
+        except ModelError:
+            raise
         except Exception as error:  # the library raises whatever NumPy does on a file that is cut
             raise ModelError(f"{path} is not a GGUF file, or its header is cut ({error}); copy it again") from error
         self.tensors: dict[str, TensorInfo] = header.places
@@ -153,6 +163,11 @@ def gguf_model(file: GGUFFile) -> tuple[Model, Architecture]:
     for key in ("embedding_length", "block_count", "attention.head_count", "feed_forward_length", "context_length"):
         if file.get(key) is None and not (key == "feed_forward_length" and file.get("expert_feed_forward_length")):
             raise ModelError(f"{file.path}: no {name}.{key} in its metadata; it is damaged or very old")
+    for key in ("embedding_length", "attention.head_count"):
+        if not isinstance(file.get(key), int) or file.get(key) < 1:
+            raise ModelError(
+                f"{file.path}: {name}.{key} = {file.get(key)!r}: one number for all layers is computed here"
+            )
     heads, width, context = file.get("attention.head_count"), file.get("embedding_length"), file.get("context_length")
     head_dim = file.get("attention.key_length", width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -161,7 +176,7 @@ def gguf_model(file: GGUFFile) -> tuple[Model, Architecture]:
     embedding = file.tensors.get("token_embd.weight")
     experts = file.get("expert_count") or 1
     theta = _plain(file.get("rope.freq_base", 10_000.0))
-    values = {
+    values: dict[str, Any] = {
         "vocab_size": embedding.shape[0] if embedding else len(file.metadata.get("tokenizer.ggml.tokens", ())),
         "d_model": width,
         "n_layers": file.get("block_count"),
@@ -174,7 +189,6 @@ def gguf_model(file: GGUFFile) -> tuple[Model, Architecture]:
         "norm_top_k": architecture.norm_top_k or experts == 1,
         "context": context,
         "rope_theta": theta,
-        "rope_scaling": _scaling(file, head_dim, theta, context),
         "qk_norm": architecture.qk_norm,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
@@ -182,6 +196,7 @@ def gguf_model(file: GGUFFile) -> tuple[Model, Architecture]:
         "norm_eps": _plain(file.get("attention.layer_norm_rms_epsilon", 1e-5)),
     }
     try:
+        values["rope_scaling"] = _scaling(file, head_dim, theta, context)
         return Model.model_validate(values), architecture
     except ValidationError as error:
         first = error.errors()[0]
@@ -196,7 +211,9 @@ def _scaling(file: GGUFFile, head_dim: int, theta: float, context: int) -> RopeS
         plain, _ = frequencies(head_dim, theta, None)
         for known in LLAMA3:
             scaling = RopeScaling.model_validate({"kind": "llama3", **known})
-            if torch.allclose(factors, llama3_factors(frequencies(head_dim, theta, scaling)[0], plain), rtol=1e-4):
+            if factors.shape == plain.shape and torch.allclose(
+                factors, llama3_factors(frequencies(head_dim, theta, scaling)[0], plain), rtol=1e-4
+            ):
                 return scaling
         raise ModelError(
             f"{file.path}: tensor {FREQUENCIES!r} is not the scaling of Llama 3.1 or 3.2; import its folder"

@@ -4,7 +4,7 @@ llama.cpp has no pre-tokenizer expressions in the file, only the name of one tha
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +45,43 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: Path) -> N
     `where` names the file in the ModelError for a kind that is not read.
     """
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
-    if kind != "gpt2" or pre not in (known := known_pre_tokenizers()):
+    if kind != "gpt2" or pre not in known_pre_tokenizers():
         raise ModelError(
             f"{where}: its tokenizer ({kind}, {pre}) is not read from GGUF, byte-level BPE of gpt-2, smollm, llama-bpe "
             "and qwen2 is; import the model's Hugging Face folder"
         )
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    tokens: list[str] = metadata.get("tokenizer.ggml.tokens", [])
+    ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom", "padding")}
+    if wrong := [f"{name}_token_id = {i}" for name, i in ids.items() if i is not None and i >= len(tokens)]:
+        raise ModelError(f"{where}: tokenizer.ggml.{wrong[0]}, but it has {len(tokens)} tokens; copy it again")
     types: list[int] = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    merges = [tuple(m.split(" ", 1)) for m in metadata.get("tokenizer.ggml.merges", ())]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
     try:
-        core = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
+        core = _byte_level_bpe(tokens, types, metadata.get("tokenizer.ggml.merges", ()), pre)
     except Exception as error:  # the library raises bare Exception
         raise ModelError(
             f"{where}: its vocabulary and merges do not fit each other ({error}); copy it again"
         ) from error
-    core.pre_tokenizer = known[pre]
+    begin = ids["bos"]
+    if metadata.get("tokenizer.ggml.add_bos_token") and begin is not None:
+        bos = tokens[begin]
+        core.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, begin)])
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for name, key in (("bos", "bos_token"), ("eos", "eos_token"), ("padding", "pad_token")):
+        if (found := ids[name]) is not None:
+            config[key] = tokens[found]
+    core.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", config)
+    if stops := [i for i in (ids["eot"], ids["eom"], ids["eos"]) if i is not None]:
+        _write_json(folder / "generation_config.json", {"eos_token_id": list(dict.fromkeys(stops))})
+    if template := metadata.get("tokenizer.chat_template"):
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _byte_level_bpe(tokens: list[str], types: list[int], merges: Sequence[str], pre: str) -> tokenizers.Tokenizer:
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    pairs = [(first, second) for first, second in (m.split(" ", 1) for m in merges)]
+    core = tokenizers.Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre == "llama-bpe"))
+    core.pre_tokenizer = known_pre_tokenizers()[pre]
     core.decoder = decoders.ByteLevel()
     if pre == "qwen2":
         core.normalizer = normalizers.NFC()
@@ -71,19 +92,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: Path) -> N
             if kind_of in (CONTROL, USER_DEFINED)
         ]
     )
-    ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")}
-    begin = ids["bos"]
-    if metadata.get("tokenizer.ggml.add_bos_token") and begin is not None:
-        bos = tokens[begin]
-        core.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, begin)])
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    for name, key in (("bos", "bos_token"), ("eos", "eos_token"), ("padding", "pad_token")):
-        if (found := ids[name]) is not None:
-            config[key] = tokens[found]
-    core.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if template := metadata.get("tokenizer.chat_template"):
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return core
 
 
 def tokenizer_metadata(folder: Path, vocab_size: int, stop_ids: list[int]) -> dict[str, Any]:
@@ -98,6 +107,10 @@ def tokenizer_metadata(folder: Path, vocab_size: int, stop_ids: list[int]) -> di
     tree = json.loads(core.to_str())
     if tree["model"]["type"] != "BPE" or tree["pre_tokenizer"] is None:
         raise ModelError(f"{file}: GGUF files are written for byte-level BPE, this is {tree['model']['type']}")
+    if (normalizer := tree["normalizer"]) is not None and normalizer["type"] != "NFC":
+        raise ModelError(
+            f"{file}: llama.cpp has no {normalizer['type']} normaliser; export it as a Hugging Face folder"
+        )
     if len(core.get_vocab()) > vocab_size:
         raise ModelError(f"{file} has {len(core.get_vocab())} tokens, the model {vocab_size} embeddings; copy its own")
     names = [name for name, pre in known_pre_tokenizers().items() if _same(tree["pre_tokenizer"], pre)]
@@ -135,6 +148,10 @@ def tokenizer_metadata(folder: Path, vocab_size: int, stop_ids: list[int]) -> di
     elif isinstance(config.get("chat_template"), str):
         out["chat_template"] = config["chat_template"]
     return out
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _is(folder: Path, name: str) -> bool:

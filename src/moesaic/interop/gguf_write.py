@@ -12,6 +12,7 @@ from moesaic.errors import ModelError
 from moesaic.interop.gguf_layout import ARCHITECTURES, Architecture, gguf_entries, llama3_factors, to_pairs
 from moesaic.interop.gguf_read import FREQUENCIES
 from moesaic.interop.gguf_tokenizer import tokenizer_metadata
+from moesaic.interop.weights import narrowed
 from moesaic.model import Transformer
 from moesaic.model.rotary import frequencies
 from moesaic.recipe import Model
@@ -19,7 +20,7 @@ from moesaic.recipe import Model
 
 def architecture_for(model: Model) -> Architecture:
     """The architecture of llama.cpp that computes `model`. Raises ModelError naming what none does."""
-    if model.dense_layers and model.n_experts > 1:
+    if any((model.experts_of(n), model.d_ff_of(n)) != (model.n_experts, model.d_ff) for n in model.dense_layers):
         raise ModelError("dense_layers: no architecture of llama.cpp mixes them with these experts")
     if model.window is not None and model.window < model.context:
         raise ModelError(f"window = {model.window}: llama.cpp's llama has no sliding window; lower the context to it")
@@ -36,11 +37,26 @@ def architecture_for(model: Model) -> Architecture:
     for architecture in ARCHITECTURES.values():
         fits = architecture.sparse in (None, sparse) and architecture.qk_norm == model.qk_norm
         if fits and (not sparse or architecture.norm_top_k == model.norm_top_k):
+            _check_limits(model, architecture)
             return architecture
     raise ModelError(
         f"no architecture of llama.cpp has qk_norm = {model.qk_norm}, norm_top_k = {model.norm_top_k} and "
         f"{model.n_experts} experts; export it as a Hugging Face folder"
     )
+
+
+def _check_limits(model: Model, architecture: Architecture) -> None:
+    """Refuse what llama.cpp's loader of this architecture has no tensor for (its src/models/*.cpp)."""
+    scaling, name = model.rope_scaling, architecture.name
+    if name != "llama" and (model.attention_bias or model.mlp_bias):
+        raise ModelError(f"biases are not computed by llama.cpp's {name}; export it as a Hugging Face folder")
+    if name != "llama" and scaling is not None and scaling.kind == "llama3":
+        raise ModelError(f"rope_scaling of kind 'llama3' is not computed by llama.cpp's {name}")
+    widths = {model.d_model, model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim}
+    if name == "olmoe" and (len(widths) > 1 or model.tie_embeddings):
+        raise ModelError(
+            "llama.cpp's olmoe wants as many key/value heads as heads, all as wide as the model, and a head"
+        )
 
 
 def write_gguf(
@@ -61,7 +77,11 @@ def write_gguf(
         torch.bfloat16: (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
         torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     }
+    if dtype not in kinds:
+        raise ModelError(f"GGUF files are written in fp32, bf16 or fp16, not {dtype}; use --dtype float32")
     quantized, file_type = kinds[dtype]
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; give the name of a .gguf file")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     os.close(descriptor)
@@ -74,7 +94,7 @@ def write_gguf(
         for key, value in metadata.items():
             _add(writer, f"tokenizer.{key}", value)
         parameters = dict(model.named_parameters())
-        tensors: list[tuple[Tensor, int | None, torch.dtype]] = []
+        tensors: list[tuple[str, Tensor, int | None, torch.dtype]] = []
         for entry in gguf_entries(config, architecture):
             values = parameters[entry.parameter].detach()[entry.index]
             # llama.cpp keeps norms, biases and routers in fp32.
@@ -82,20 +102,20 @@ def write_gguf(
             raw = quantized if kind == dtype else GGMLQuantizationType.F32
             size = values.numel() * kind.itemsize
             writer.add_tensor_info(entry.name, list(values.shape), _numpy_type(kind), size, raw)
-            tensors.append((values, entry.heads, kind))
+            tensors.append((entry.name, values, entry.heads, kind))
         if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
             plain, _ = frequencies(config.head_dim, config.rope_theta, None)
             scaled, _ = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
             factors = llama3_factors(scaled, plain)
             writer.add_tensor_info(FREQUENCIES, list(factors.shape), _numpy_type(torch.float32), factors.nbytes)
-            tensors.append((factors, None, torch.float32))
+            tensors.append((FREQUENCIES, factors, None, torch.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for values, heads, kind in tensors:  # one at a time: a copy of one tensor is all the memory it takes
+        for name, values, heads, kind in tensors:  # one at a time: a copy of one tensor is all the memory it takes
             rows = values.float().cpu()
             rows = to_pairs(rows, heads) if heads is not None else rows
-            stored = rows.to(kind).contiguous()
+            stored = narrowed(rows, kind, name).contiguous()
             writer.write_tensor_data((stored.view(torch.int16) if kind == torch.bfloat16 else stored).numpy())
         writer.close()
         Path(partial).chmod(0o644)

@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
 import torch
@@ -14,10 +13,11 @@ import torch
 from moesaic.data import Tokenizer
 from moesaic.data.packages import locate_wheel
 from moesaic.errors import ModelError
-from moesaic.interop.folder import load_model, save_model, stop_ids_of
+from moesaic.interop.folder import check_place, load_model, save_model, stop_ids_of
 from moesaic.interop.gguf_read import GGUFFile, load_gguf
 from moesaic.interop.gguf_tokenizer import write_tokenizer
 from moesaic.interop.hf_config import read_json
+from moesaic.interop.weights import stored_dtype
 from moesaic.model import Transformer
 
 Say = Callable[[str], None]
@@ -53,6 +53,7 @@ def import_model(source: str, out: Path, home: Path, dtype: torch.dtype | None =
     `source`: a folder, a .gguf file, `package:NAME` or `hf:owner/name`. Weights keep the widest type among them unless
     `dtype` is given. Nothing appears at `out` before everything was read and checked. Raises MoesaicError.
     """
+    check_place(out)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moesaic-import-")))
         title, licence = Path(source).stem, "see its source"
@@ -65,6 +66,10 @@ def import_model(source: str, out: Path, home: Path, dtype: torch.dtype | None =
             path, title = _snapshot(source), source.removeprefix("hf:")
         else:
             path = Path(source).expanduser()
+            if not path.exists():
+                raise ModelError(f"no {source}: give a folder, a .gguf file, package:NAME or hf:owner/name")
+            if path.resolve() == out.resolve():
+                raise ModelError(f"{out} is the model itself; choose another place")
         if path.is_dir():
             model, tokenizer = load_model(path, dtype=dtype), path
             licence = _card_licence(path) or licence
@@ -77,7 +82,7 @@ def import_model(source: str, out: Path, home: Path, dtype: torch.dtype | None =
             say("reading and dequantising tensors")
             model = load_gguf(file)
         check_tokenizer(tokenizer, model)
-        kind = dtype or reduce(torch.promote_types, {p.dtype for p in model.parameters()})
+        kind = dtype or stored_dtype(model)
         say(f"writing {out}")
         save_model(model, out, tokenizer_folder=tokenizer, card=card(model, title, source, licence), dtype=kind)
     return model
@@ -141,7 +146,7 @@ def _snapshot(source: str) -> Path:
     try:
         return Path(snapshot_download(source.removeprefix("hf:"), allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the library has a dozen kinds, network errors among them
-        raise ModelError(f"{source} could not be fetched: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{source} could not be fetched: {(str(error) or repr(error)).splitlines()[0]}") from error
 
 
 def _card_licence(folder: Path) -> str | None:

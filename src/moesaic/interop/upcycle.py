@@ -94,7 +94,8 @@ def layer_ranges(text: str) -> list[int]:
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or not (last.isdigit() if dash else not last):
+        numbers = (first, last) if dash else (first,)
+        if not all(n.isdecimal() for n in numbers) or int(numbers[-1]) < int(first):
             raise ModelError(f"--layers {text}: write layers as 20-29 or 0,4,8-11, counted from 0")
         layers += range(int(first), int(last or first) + 1)
     return layers

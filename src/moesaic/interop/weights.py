@@ -112,6 +112,19 @@ def check_tensor(tensor: Tensor, shape: torch.Size, what: str) -> None:
         raise ModelError(f"{what} holds NaN or infinity; copy the file again, or ask its author")
 
 
+def narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """`tensor` as `dtype`. Raises ModelError when a value does not fit: fp16 ends at 65,504."""
+    out = tensor.to(dtype)
+    if dtype == torch.float16 and not bool(torch.isfinite(out).all()):
+        raise ModelError(f"tensor {name!r} has values that fp16 cannot hold; use --dtype bfloat16")
+    return out
+
+
+def stored_dtype(model: nn.Module) -> torch.dtype:
+    """The widest type among the parameters: what they are stored in so that none loses digits."""
+    return reduce(torch.promote_types, {p.dtype for p in model.parameters()})
+
+
 def read_tensors(
     files: TensorFiles, model: Transformer, family: Family, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
