@@ -92,9 +92,10 @@ def load_model(
     Raises ModelError naming file and tensor.
     """
     config, family = from_config(read_json(folder / "config.json"), folder / "config.json")
+    files = TensorFiles(folder)
+    files.check_names((e.name for e in entries(config, family)), config)
     with torch.device("meta"):
         model = Transformer(config)
-    files = TensorFiles(folder)
     try:
         for name, values in read_tensors(files, model, family, dtype):
             set_parameter(model, name, values)

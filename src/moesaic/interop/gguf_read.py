@@ -15,7 +15,7 @@ from torch import Tensor
 from moesaic.errors import ModelError
 from moesaic.interop.folder import set_parameter
 from moesaic.interop.gguf_layout import ARCHITECTURES, Architecture, GGUFEntry, gguf_entries, llama3_factors, to_halves
-from moesaic.interop.weights import check_tensor
+from moesaic.interop.weights import check_shape, check_tensor
 from moesaic.model import Transformer
 from moesaic.model.rotary import frequencies
 from moesaic.recipe import Model, RopeScaling
@@ -132,12 +132,14 @@ class GGUFFile:
 def load_gguf(file: GGUFFile) -> Transformer:
     """The model in fp32 on the default device. Raises ModelError naming file and tensor."""
     config, architecture = gguf_model(file)
+    wanted = _checked_entries(file, config, architecture)
     with torch.device("meta"):
         model = Transformer(config)
-    wanted = list(gguf_entries(config, architecture))
-    _check_names(file, {e.name for e in wanted})
     parameters = dict(model.named_parameters())
     values: dict[str, Tensor] = {}
+    for entry in wanted:  # before anything is allocated
+        shape = parameters[entry.parameter][entry.index].shape
+        check_shape(file.tensors[entry.name].shape, shape, f"{file.path}: tensor {entry.name!r}")
     for entry in wanted:
         if entry.parameter not in values:
             values[entry.parameter] = torch.empty(parameters[entry.parameter].shape, dtype=torch.float32)
@@ -234,9 +236,6 @@ def _plain(number: float) -> float:
 
 
 def _fill(file: GGUFFile, entry: GGUFEntry, place: Tensor) -> None:
-    info, what = file.tensors[entry.name], f"{file.path}: tensor {entry.name!r}"
-    if info.shape != tuple(place.shape):
-        raise ModelError(f"{what} is {list(info.shape)}, the metadata asks for {list(place.shape)}; copy it again")
     flat = place.view(-1) if place.is_contiguous() else torch.empty(place.numel())
     at = 0
     for piece in file.pieces(entry.name):
@@ -246,11 +245,16 @@ def _fill(file: GGUFFile, entry: GGUFEntry, place: Tensor) -> None:
         place.copy_(flat.view(place.shape))
     if entry.heads is not None:
         place.copy_(to_halves(place, entry.heads))
-    check_tensor(place, place.shape, what)
+    check_tensor(place, place.shape, f"{file.path}: tensor {entry.name!r}")
 
 
-def _check_names(file: GGUFFile, wanted: set[str]) -> None:
-    for name in sorted(wanted - file.tensors.keys()):
-        raise ModelError(f"{file.path}: tensor {name!r} is missing; the metadata asks for it")
-    for name in sorted(file.tensors.keys() - wanted - {FREQUENCIES}):
+def _checked_entries(file: GGUFFile, config: Model, architecture: Architecture) -> list[GGUFEntry]:
+    """What the file must hold; raises ModelError for the first tensor that is missing, or has no place."""
+    wanted = []
+    for entry in gguf_entries(config, architecture):
+        if entry.name not in file.tensors:
+            raise ModelError(f"{file.path}: tensor {entry.name!r} is missing; the metadata asks for it")
+        wanted.append(entry)
+    for name in sorted(file.tensors.keys() - {e.name for e in wanted} - {FREQUENCIES}):
         raise ModelError(f"{file.path}: tensor {name!r} has no place in the model that the metadata describes")
+    return wanted

@@ -68,6 +68,13 @@ SWITCH_KEYS = {
     "clip_qkv": ("clip_qkv",),
     "dense_layers": ("decoder_sparse_step", "mlp_only_layers", "intermediate_size"),
 }
+INTEGERS = ("num_key_value_heads", "head_dim", "sliding_window", "max_window_layers", "decoder_sparse_step")
+TYPES: tuple[tuple[type | tuple[type, ...], str, tuple[str, ...]], ...] = (
+    (int, "a whole number", ("num_hidden_layers", "num_experts", "num_local_experts", *INTEGERS)),
+    ((int, float), "a number", ("rope_theta",)),
+    (list, "a list", ("layer_types", "mlp_only_layers")),
+    (dict, "a table", ("rope_parameters", "rope_scaling", "moesaic")),
+)
 COUNTS = ("num_experts", "num_local_experts")  # transformers 5 writes either
 
 
@@ -122,6 +129,7 @@ def to_config(model: Model, dtype: str, stop_ids: Sequence[int]) -> dict[str, An
 def from_config(config: Mapping[str, Any], where: Path) -> tuple[Model, Family]:
     """The Model that a config.json describes, and its family; `where` names the file in the ModelError."""
     family = find_family(config.get("model_type"), where)
+    _check_types(config, where)
     extras = config.get("moesaic") or {}
     if family is OURS:
         return _checked(extras, where), family
@@ -172,6 +180,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a {type(value).__name__}, not an object; write the folder again")
     return value
+
+
+def _check_types(config: Mapping[str, Any], where: Path) -> None:
+    for kind, words, keys in TYPES:
+        for key in keys:
+            value = config.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise ModelError(f"{where}: {key} = {value!r} is not {words}; write it as the model's author does")
 
 
 def _checked(values: Mapping[str, Any], where: Path) -> Model:

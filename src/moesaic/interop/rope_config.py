@@ -36,11 +36,12 @@ def rope_from_config(
 ) -> tuple[float, RopeScaling | None]:
     """Base and scaling; `where` names the file in the ModelError."""
     tables = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
-    if not all(isinstance(t, dict) for t in tables):
-        raise ModelError(f"{where}: rope_parameters and rope_scaling must be tables; write them as transformers does")
     table: dict[str, Any] = {}
     for other in tables:
         for key, value in other.items():
+            wanted = str if key in ("rope_type", "type") else (int, float)
+            if value is not None and not isinstance(value, wanted):
+                raise ModelError(f"{where}: {key} = {value!r} of the rotary scaling cannot be; mend it")
             if table.setdefault(key, value) != value:
                 raise ModelError(f"{where}: rope_parameters and rope_scaling differ in {key}; keep one of them")
     kinds = {table[key] for key in ("rope_type", "type") if table.get(key) is not None} or {"default"}

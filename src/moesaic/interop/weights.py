@@ -1,6 +1,6 @@
 """Tensors of a model folder: memory-mapped safetensors, checked one by one. Pickles are refused."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,14 @@ class TensorFiles:
         self._open.clear()
         self._mapped = 0
 
-    def check_names(self, wanted: set[str], config: Model) -> None:
+    def check_names(self, wanted: Iterable[str], config: Model) -> None:
         """Refuse a missing tensor, and one that would silently be left out."""
-        for name in sorted(wanted - self.place.keys()):
-            raise ModelError(f"{self.folder}: tensor {name!r} is missing from the weights; config.json asks for it")
-        for name in sorted(self.place.keys() - wanted):
+        known = set()
+        for name in wanted:  # ends at the first one that is missing, however many layers a config claims
+            if name not in self.place:
+                raise ModelError(f"{self.folder}: tensor {name!r} is missing from the weights; config.json asks for it")
+            known.add(name)
+        for name in sorted(self.place.keys() - known):
             if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_embeddings):
                 continue  # follow from config.json
             raise ModelError(
@@ -95,16 +98,26 @@ class TensorFiles:
         stored = self._file(self.place[name]).get_slice(name).get_dtype()
         return STORED.get(stored, torch.uint8)
 
+    def check_shape(self, name: str, wanted: Sequence[int]) -> None:
+        """Refuse another shape, from the header of its file."""
+        found = self._file(self.place[name]).get_slice(name).get_shape()
+        check_shape(found, wanted, f"{self.place[name]}: tensor {name!r}")
+
     @property
     def full(self) -> bool:
         """Whether so much is mapped that the files should be closed."""
         return self._mapped > MAPPED_BYTES
 
 
+def check_shape(found: Sequence[int], wanted: Sequence[int], what: str) -> None:
+    """Raises ModelError, beginning with `what`, when the two differ."""
+    if tuple(found) != tuple(wanted):
+        raise ModelError(f"{what} is {list(found)}, the config asks for {list(wanted)}; mend one")
+
+
 def check_tensor(tensor: Tensor, shape: torch.Size, what: str) -> None:
     """Raises ModelError, beginning with `what`, for another shape, a storage we cannot compute, or NaN."""
-    if tensor.shape != shape:
-        raise ModelError(f"{what} is {list(tensor.shape)}, the config asks for {list(shape)}; mend one")
+    check_shape(tensor.shape, shape, what)
     if tensor.dtype not in FLOATS:
         raise ModelError(f"{what} is stored as {tensor.dtype}, not computed here; convert it to bf16")
     low, high = torch.aminmax(tensor)  # both are NaN when one element is
@@ -129,14 +142,14 @@ def read_tensors(
     files: TensorFiles, model: Transformer, family: Family, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Each parameter of a model on the meta device, on the default device; one at a time is in memory twice."""
-    wanted = list(entries(model.config, family))
-    files.check_names({e.name for e in wanted}, model.config)
     parameters = dict(model.named_parameters())
     groups: dict[str, list[Entry]] = {}
-    for entry in wanted:
+    for entry in entries(model.config, family):
         if entry.parameter is not None:
             groups.setdefault(entry.parameter, []).append(entry)
     for name, group in groups.items():
+        for entry in group:  # before anything is allocated
+            files.check_shape(entry.name, _shape(parameters, entry))
         kind = dtype
         if kind is None:
             kind = reduce(torch.promote_types, (files.dtype(e.name) for e in group))

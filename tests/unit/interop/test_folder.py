@@ -250,6 +250,14 @@ def test_an_index_may_not_point_outside(folder: Path) -> None:
         ({"model_type": "gpt2"}, "model_type 'gpt2'"),
         ({"num_key_value_heads": 3}, "n_kv_heads = 3"),
         ({"num_hidden_layers": 3}, "layers.2"),
+        ({"num_hidden_layers": 10**9}, "layers.2"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers = '2' is not a whole number"),
+        ({"intermediate_size": 10**12}, "[1000000000000, 64]"),
+        ({"num_local_experts": [4]}, "num_local_experts = [4] is not a whole number"),
+        ({"rope_theta": "10k"}, "rope_theta = '10k' is not a number"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type = ['yarn'] of the rotary scaling"),
+        ({"layer_types": True}, "layer_types = True is not a list"),
+        ({"moesaic": 3}, "moesaic = 3 is not a table"),
     ],
 )
 def test_a_config_that_we_cannot_honour_is_refused_by_name(

@@ -1,5 +1,6 @@
 """A GGUF file that is damaged, or that holds what is not computed here, is refused by the name of what is wrong."""
 
+import random
 import re
 import struct
 from pathlib import Path
@@ -78,15 +79,20 @@ KEYS: list[tuple[dict[str, Any], str]] = [
     ({"llama.attention.head_count": 0}, "llama.attention.head_count = 0"),
     ({"llama.attention.head_count_kv": 3}, "n_kv_heads = 3"),
     ({"llama.block_count": None}, "no llama.block_count in its metadata"),
-    ({"llama.block_count": 3}, "tensor 'blk.2.attn_k.bias' is missing"),
+    ({"llama.block_count": 3}, "tensor 'blk.2.attn_norm.weight' is missing"),
+    ({"llama.block_count": 2**31}, "tensor 'blk.2.attn_norm.weight' is missing"),
     ({"llama.block_count": 1}, "tensor 'blk.1.attn_k.bias' has no place"),
-    ({"llama.feed_forward_length": 48}, "tensor 'blk.0.ffn_gate.weight' is [32, 32], the metadata asks for [48, 32]"),
-    ({"llama.expert_count": 4, "llama.expert_used_count": 2}, "'blk.0.ffn_down_exps.weight' is missing"),
+    ({"llama.feed_forward_length": 48}, "tensor 'blk.0.ffn_gate.weight' is [32, 32], the config asks for [48, 32]"),
+    (
+        {"llama.feed_forward_length": 2**31},
+        "tensor 'blk.0.ffn_gate.weight' is [32, 32], the config asks for [2147483648",
+    ),
+    ({"llama.expert_count": 4, "llama.expert_used_count": 2}, "'blk.0.ffn_gate_inp.weight' is missing"),
 ]
 TENSORS: list[tuple[dict[str, Any], str]] = [
     ({UP: None}, f"tensor '{UP}' is missing"),
     ({"blk.1.attn_sinks.weight": zeros(4)}, "tensor 'blk.1.attn_sinks.weight' has no place"),
-    ({UP: zeros(32, 31)}, f"tensor '{UP}' is [32, 31], the metadata asks for [32, 32]"),
+    ({UP: zeros(32, 31)}, f"tensor '{UP}' is [32, 31], the config asks for [32, 32]"),
     ({UP: np.full((32, 32), np.nan, np.float32)}, f"tensor '{UP}' holds NaN or infinity"),
     ({"output_norm.weight": np.full(32, np.inf, np.float32)}, "tensor 'output_norm.weight' holds NaN or infinity"),
     ({"rope_freqs.weight": np.linspace(1, 3, 4, dtype=np.float32)}, "'rope_freqs.weight' is not the scaling of Llama"),
@@ -160,6 +166,23 @@ def test_truncated_in_the_header_is_never_read(file: Path, tmp_path: Path) -> No
     for size in [*range(0, 200), *range(200, end, 997), *range(end - 100, end)]:
         path.write_bytes(content[:size])
         assert re.search("header is cut|is truncated", refusal(path)), size
+
+
+def test_a_damaged_header_is_no_traceback(file: Path, tmp_path: Path) -> None:
+    """Bytes of metadata and tensor places changed at random: read, or refused."""
+    draw, content, path = random.Random(0), file.read_bytes(), tmp_path / "bad.gguf"
+    end = min(info.offset for info in GGUFFile(file).tensors.values())
+    refusals = []
+    for _ in range(150):
+        damaged = bytearray(content)
+        damaged[draw.choice((draw.randrange(900), end - 1 - draw.randrange(1600)))] = draw.choice((0, 1, 255))
+        path.write_bytes(damaged)
+        try:
+            load_gguf(GGUFFile(path))
+        except ModelError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 50
+    assert max(len(text.splitlines()) for text in refusals) <= 2
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"PK\x03\x04" * 100, b"\x00" * 4096, b"{}"], ids=repr)
