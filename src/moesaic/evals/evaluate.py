@@ -35,8 +35,8 @@ class SuiteResult:
 
     @property
     def key(self) -> str:
-        """What a later run of the same replaces: the suite or the text, and how much of it."""
-        return f"{self.suite}: {self.title}" + (f", {len(self.answers)} items" if self.answers else "")
+        """What a later run of the same replaces: the text, or the suite with its number of items."""
+        return f"{self.suite}, {self.score.items} items" if isinstance(self.score, ChoiceScore) else self.title
 
     def row(self) -> dict[str, Any]:
         """Everything but single answers, as JSON."""
@@ -124,4 +124,4 @@ def _choice_result(
 
 def _text_title(text: str | None, documents: int, window: int) -> str:
     which = "document" if documents == 1 else "documents"
-    return f"{BUILTIN if text is None else Path(text).resolve()}, {documents} {which}, windows of {window}"
+    return f"{BUILTIN if text is None else Path(text).resolve().name}, {documents} {which}, windows of {window}"

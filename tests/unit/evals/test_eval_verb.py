@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written_is_a_note(place: Path, capsys: pytest.C
         (("model", "--suite", "piqa", "--against", "model"), "--against model: neither a data folder"),
         (("model", "--suite", "piqa", "--against", "nowhere"), "no recipe file 'nowhere'"),
         (("model", "--suite", "piqa", "--against", "pocket"), "run `moesaic data build`"),
-        (("model", "--suite", "piqa", "--items", "no/where.jsonl"), "cannot write --items no/where.jsonl"),
+        (("model", "--suite", "piqa", "--items", "no/where.jsonl"), "--items no/where.jsonl: there is no folder"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",
 )

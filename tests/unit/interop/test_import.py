@@ -186,7 +186,7 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
         take("hf:owner/small", tmp_path / "out")
     monkeypatch.setitem(sys.modules, "gguf", None)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match=r"reading GGUF needs the library: pip install 'moesaic\[gguf\]'"):
+    with pytest.raises(ModelError, match=r"reading GGUF needs the library: pip install gguf"):
         take(tmp_path / "m.gguf", tmp_path / "out")
 
 
