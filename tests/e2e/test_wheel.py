@@ -60,7 +60,7 @@ def test_the_installed_command_runs_with_its_own_recipes(installed: Path, tmp_pa
     assert 'name = "pocket"' in shown
     program = "import moesaic.recipe as r; print(r.__file__, *r.recipe_files().values(), sep='\\n')"
     files = run(installed / "python", "-c", program, folder=tmp_path).splitlines()
-    assert len(files) == 6
+    assert len(files) == 8
     assert all(Path(f).is_relative_to(installed.parent) for f in files)
 
 

@@ -133,8 +133,7 @@ def test_three_commands_tune_smollm2_on_a_thousand_chats(smollm2_package: Path, 
     assert [s.name for s in tuned.data.sources] == ["my-chats"]
     steps = [json.loads(line) for line in (tmp_path / "runs/tuned/metrics.jsonl").read_text().splitlines()]
     losses = [s["loss"] for s in steps if "step" in s]
-    assert len(losses) == 2
-    assert losses[0] < 5  # nats: it could talk before; from nothing it would be ln 49,152 = 10.8
+    assert losses[-1] < losses[0] < 5  # nats: it could talk before; from nothing it would be ln 49,152 = 10.8
     config = json.loads((tmp_path / "runs/tuned/model/config.json").read_text())
     assert config["model_type"] == "llama"
     assert config["num_hidden_layers"] == 30

@@ -25,9 +25,14 @@ _NEXT = re.compile(r"^##? ", re.MULTILINE)
 def keep_results(folder: Path, results: Sequence[SuiteResult]) -> None:
     """Merge `results` into evaluation.json and the card of a model folder. Raises ModelError.
 
+    A result on more items of the same suite stays.
+
     Both files appear whole or stay as they were.
     """
-    rows = {**_read(folder / RESULTS), **{result.key: result.row() for result in results}}
+    rows = _read(folder / RESULTS)
+    for result in results:
+        if rows.get(result.key, {}).get("items", 0) <= result.row().get("items", 0):  # a sample replaces no whole suite
+            rows[result.key] = result.row()
     card = folder / CARD
     try:
         before = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.resolve().name}\n"

@@ -35,8 +35,8 @@ class SuiteResult:
 
     @property
     def key(self) -> str:
-        """What a later run of the same replaces: the text, or the suite with its number of items."""
-        return f"{self.suite}, {self.score.items} items" if isinstance(self.score, ChoiceScore) else self.title
+        """What a later run of the same replaces: the suite, and the text for bits per byte."""
+        return self.title if self.suite == "bits" else self.suite
 
     def row(self) -> dict[str, Any]:
         """Everything but single answers, as JSON."""

@@ -103,6 +103,11 @@ class Model(Part):
         return 2 * self.d_model * (q + kv) + norms + biases
 
     @property
+    def expert_parameters(self) -> int:
+        """Weights of one expert in one layer (gate, up, down)."""
+        return 3 * self.d_model * self.d_ff
+
+    @property
     def embedding_parameters(self) -> int:
         """Embedding and output head together; a tied head counts once."""
         return self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)

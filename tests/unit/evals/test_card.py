@@ -49,12 +49,14 @@ def test_a_suite_measured_again_replaces_its_row_only(tmp_path: Path) -> None:
     assert "65.0%" not in text
     assert all(part in text for part in ("BoolQ, dev", "a.txt, 1 document", "| b.txt, 1 document | 40 | 2.500 |"))
     assert text.count(BEGIN) == text.count(END) == text.count("## Evaluation") == 1
-    assert set(json.loads((tmp_path / RESULTS).read_text())) == {
-        "piqa, 200 items",
-        "boolq, 100 items",
-        BITS.title,
-        OTHER.title,
-    }
+    assert set(json.loads((tmp_path / RESULTS).read_text())) == {"piqa", "boolq", BITS.title, OTHER.title}
+
+
+def test_a_sample_does_not_replace_the_whole_suite(tmp_path: Path) -> None:
+    keep_results(tmp_path, [BETTER])
+    keep_results(tmp_path, [PIQA])
+    assert "71.2%" in card(tmp_path)
+    assert "65.0%" not in card(tmp_path)
 
 
 def test_a_folder_without_a_card_gets_one(tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ def test_overlap_is_on_the_card(tmp_path: Path) -> None:
         "- PIQA, validation: 1 of 160 share 13 words in a row with the training data (40 too short to check); "
         "accuracy on the other 199: 64.0% ± 3.0%"
     ) in card(tmp_path)
-    kept = json.loads((tmp_path / RESULTS).read_text())["piqa, 200 items"]["overlap"]
+    kept = json.loads((tmp_path / RESULTS).read_text())["piqa"]["overlap"]
     assert kept["examples"] == [{"item": "piqa/1", "source": "prose", "words": "a b"}]
 
 

@@ -14,7 +14,7 @@ import torch
 
 import tiny
 from moesaic import train
-from moesaic.data import Tokenizer
+from moesaic.data import Tokenizer, data_path
 from moesaic.errors import CheckpointError, DataError, RecipeError
 from moesaic.interop import load_model
 from moesaic.model import SamplingSettings, generate_tokens
@@ -525,7 +525,7 @@ def test_a_damaged_shard_stops_a_run_before_it_begins(
     how: str, tiny_recipe: Recipe, tiny_home: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_home, tmp_path / "data")
-    shard = next((tmp_path / "data").glob("tiny-*/train/code.bin"))
+    shard = data_path(tiny_recipe, tmp_path / "data") / "train" / "code.bin"
     content = shard.read_bytes()
     shard.unlink()
     if how != "missing":
