@@ -50,15 +50,17 @@ def variant(arm: str, dense: Transformer, seed: int) -> tuple[Transformer, Recip
     return upcycle(dense, 16, 2, layers=LAYERS, n_kv_heads=1 if arm == "pooled" else None, seed=seed), recipe, dense
 
 
-def train(arm: str, dense: Transformer, data: DataFolder, seed: int, minutes: float) -> dict[str, Any]:
-    """Train for so long; evaluation does not count."""
+def train(
+    arm: str, dense: Transformer, data: DataFolder, seed: int, minutes: float, before: dict[str, float] | None
+) -> dict[str, Any]:
+    """Train for so long; evaluation does not count. `before` is what an arm begins with, measured once."""
     model, recipe, teacher = variant(arm, dense, seed)
     stage = recipe.stages[0]
     kernels = choose_kernels("auto", torch.device("cpu"))[0]
     for each in (model, dense):
         each.compute_dtype = torch.bfloat16
         each.use_kernels(kernels)
-    before = evaluate(model, data)
+    before = before or evaluate(model, data)
     print(f"  {arm}, seed {seed}: {before} before", flush=True)
     for parameter in list(model.parameters()):  # copies: arms must not share what they train
         parameter.data = parameter.data.clone()
@@ -132,9 +134,10 @@ def main() -> None:
     dense = load_model(Path("runs/smollm2")).requires_grad_(False)
     seeds = [int(s) for s in arguments.seeds.split(",")]
     plan = [(arm, seed) for seed in seeds for arm in ("upcycled", "dense")] + [("pooled", seeds[0])]
-    runs = []
+    runs: list[dict[str, Any]] = []
     for arm, seed in plan:
-        runs.append(train(arm, dense, data, seed, arguments.minutes))
+        before = next((r["before"] for r in runs if r["arm"] == arm), None)
+        runs.append(train(arm, dense, data, seed, arguments.minutes, before))
         keep("upcycling", {"machine": describe(), "minutes": arguments.minutes, "runs": runs})
     print_table(runs)
 

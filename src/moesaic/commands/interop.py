@@ -92,7 +92,7 @@ def upcycle(
     from moesaic.interop import family_for, layer_ranges, load_model, save_model
     from moesaic.interop import upcycle as upcycled
     from moesaic.interop.folder import check_place
-    from moesaic.interop.sources import card, check_tokenizer
+    from moesaic.interop.sources import card, card_licence, check_tokenizer
     from moesaic.interop.weights import stored_dtype
     from moesaic.serve.local import find_model
 
@@ -115,7 +115,7 @@ def upcycle(
     if family_for(new.config).model_type == "moesaic":
         _say("experts in some layers only: other engines read it after `moesaic export`")
     kind = _dtype(dtype) or stored_dtype(dense)
-    page = card(new, f"{folder.name}, {experts} experts", str(model), "that of its source", "Upcycled")
+    page = card(new, f"{folder.name}, {experts} experts", str(model), card_licence(folder), "Upcycled")
     save_model(new, out, tokenizer_folder=folder, card=page, dtype=kind)
     report |= {"model": str(out), "parameters": new.config.parameters(), "active": new.config.active_parameters}
     if as_json:

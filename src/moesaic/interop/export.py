@@ -1,5 +1,6 @@
 """`moesaic export`: a model folder for engines that are not ours."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -44,6 +45,8 @@ def export_model(
     page = folder / "README.md"
     card = page.read_text(encoding="utf-8") if page.is_file() else None
     save_model(model, out, tokenizer_folder=folder, card=card, dtype=kind)
+    if (folder / "evaluation.json").is_file():  # what the card's table is made from
+        shutil.copyfile(folder / "evaluation.json", out / "evaluation.json")
 
 
 def widened(model: Transformer, say: Say) -> Transformer:

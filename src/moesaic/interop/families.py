@@ -44,9 +44,16 @@ FAMILIES = {
             "MistralForCausalLM",
             False,
             holds=frozenset({"window"}),
-            defaults={"sliding_window": 4096},
+            defaults={"sliding_window": 4096, "num_key_value_heads": 8},
         ),
-        Family("qwen3", "Qwen3ForCausalLM", False, qk_norm="head", holds=frozenset({"attention_bias"})),
+        Family(
+            "qwen3",
+            "Qwen3ForCausalLM",
+            False,
+            qk_norm="head",
+            holds=frozenset({"attention_bias"}),
+            defaults={"head_dim": 128, "num_key_value_heads": 32},
+        ),
         Family(
             "mixtral",
             "MixtralForCausalLM",
@@ -55,7 +62,7 @@ FAMILIES = {
             MIXTRAL_NAMES,
             n_experts="num_local_experts",
             holds=frozenset({"window"}),
-            defaults={"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6},
+            defaults={"num_local_experts": 8, "num_experts_per_tok": 2, "num_key_value_heads": 8, "rope_theta": 1e6},
         ),
         Family(
             "qwen3_moe",
@@ -64,7 +71,12 @@ FAMILIES = {
             qk_norm="head",
             d_ff="moe_intermediate_size",
             holds=frozenset({"attention_bias", "window", "norm_top_k", "dense_layers"}),
-            defaults={"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False},
+            defaults={
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "norm_topk_prob": False,
+                "num_key_value_heads": 4,
+            },
         ),
         Family(
             "olmoe",

@@ -48,8 +48,11 @@ def save_model(
     Raises ModelError, also when something else than a model stands there.
     """
     check_place(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    except OSError as error:
+        raise ModelError(f"cannot write into {folder.parent}: {error.strerror}; choose another place") from error
     try:
         _write_weights(model, scratch, dtype, shard_bytes)
         stop_ids: list[int] = []

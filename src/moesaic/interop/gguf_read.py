@@ -98,6 +98,8 @@ class GGUFFile:
         except Exception as error:  # the library raises whatever NumPy does on a file that is cut
             raise ModelError(f"{path} is not a GGUF file, or its header is cut ({error}); copy it again") from error
         self.tensors: dict[str, TensorInfo] = header.places
+        if (parts := self.metadata.get("split.count", 1)) > 1:
+            raise ModelError(f"{path} is one of {parts} parts; join them first, with llama.cpp's gguf-split --merge")
         size = path.stat().st_size
         for name, info in self.tensors.items():
             if info.offset + info.bytes > size:

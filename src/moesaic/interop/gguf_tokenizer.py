@@ -62,7 +62,8 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, where: Path) -> N
             f"{where}: its vocabulary and merges do not fit each other ({error}); copy it again"
         ) from error
     begin = ids["bos"]
-    if metadata.get("tokenizer.ggml.add_bos_token") and begin is not None:
+    # llama.cpp puts it first for this kind unless the file says otherwise.
+    if metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") and begin is not None:
         bos = tokens[begin]
         core.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, begin)])
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -106,7 +107,10 @@ def tokenizer_metadata(folder: Path, vocab_size: int, stop_ids: list[int]) -> di
     core = tokenizers.Tokenizer.from_file(str(file))
     tree = json.loads(core.to_str())
     if tree["model"]["type"] != "BPE" or tree["pre_tokenizer"] is None:
-        raise ModelError(f"{file}: GGUF files are written for byte-level BPE, this is {tree['model']['type']}")
+        raise ModelError(
+            f"{file}: GGUF files are written for byte-level BPE; this is of SentencePiece's kind "
+            f"({tree['model']['type']}): export it as a Hugging Face folder"
+        )
     if (normalizer := tree["normalizer"]) is not None and normalizer["type"] != "NFC":
         raise ModelError(
             f"{file}: llama.cpp has no {normalizer['type']} normaliser; export it as a Hugging Face folder"

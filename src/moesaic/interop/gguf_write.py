@@ -23,7 +23,7 @@ def architecture_for(model: Model) -> Architecture:
     if any((model.experts_of(n), model.d_ff_of(n)) != (model.n_experts, model.d_ff) for n in model.dense_layers):
         raise ModelError("dense_layers: no architecture of llama.cpp mixes them with these experts")
     if model.window is not None and model.window < model.context:
-        raise ModelError(f"window = {model.window}: llama.cpp's llama has no sliding window; lower the context to it")
+        raise ModelError(f"window = {model.window}: llama.cpp's llama has no sliding window; export a folder")
     if model.clip_qkv is not None:
         raise ModelError(f"clip_qkv = {model.clip_qkv} is not computed by llama.cpp's olmoe")
     scaling = model.rope_scaling

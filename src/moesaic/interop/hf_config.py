@@ -18,6 +18,7 @@ from moesaic.recipe import Model
 # Keys that say how a model was made, run or stored, not what it computes.
 INERT = {
     "_attn_implementation_autoset",
+    "_flash_attn_2_enabled",
     "_name_or_path",
     "architectures",
     "attention_dropout",
@@ -25,6 +26,7 @@ INERT = {
     "dtype",
     "eos_token_id",
     "is_llama_config",
+    "max_sequence_length",
     "model_type",
     "moesaic",
     "moesaic_vision",
@@ -144,8 +146,8 @@ def from_config(config: Mapping[str, Any], where: Path) -> tuple[Model, Family]:
         config, float(str(family.defaults.get("rope_theta", 10_000.0))), values["context"], where
     )
     values |= {
-        "n_kv_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or values["d_model"] // max(heads, 1),
+        "n_kv_heads": config.get("num_key_value_heads", family.defaults.get("num_key_value_heads")) or heads,
+        "head_dim": _given(config, family, "head_dim") or values["d_model"] // max(heads, 1),
         "tie_embeddings": config.get("tie_word_embeddings") or False,
         "init_std": config.get("initializer_range") or 0.02,
         "rope_theta": theta,
@@ -174,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"no {path.name} in {path.parent}; give a folder that `moesaic train` wrote") from error
+        raise ModelError(f"no {path.name} in {path.parent}; give a model folder, which holds that file") from error
     except (ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):

@@ -22,6 +22,8 @@ from moesaic.model import Transformer
 
 Say = Callable[[str], None]
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "README.md")  # no code, no pickles
+NOT_HUB_FILES = ("consolidated*", "original/*", "onnx/*")  # the same weights again, for other programs
+UNSTATED = "see its source"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def import_model(source: str, out: Path, home: Path, dtype: torch.dtype | None =
     check_place(out)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moesaic-import-")))
-        title, licence = Path(source).stem, "see its source"
+        title, licence = Path(source).stem, UNSTATED
         if source.startswith("package:"):
             package = _package(source)
             title, licence = package.title, package.licence
@@ -72,7 +74,7 @@ def import_model(source: str, out: Path, home: Path, dtype: torch.dtype | None =
                 raise ModelError(f"{out} is the model itself; choose another place")
         if path.is_dir():
             model, tokenizer = load_model(path, dtype=dtype), path
-            licence = _card_licence(path) or licence
+            licence = card_licence(path)
         else:
             file = GGUFFile(path)
             licence = str(file.metadata.get("general.license", licence))
@@ -101,12 +103,10 @@ def check_tokenizer(folder: Path, model: Transformer) -> None:
 
 def card(model: Transformer, title: str, source: str, licence: str, what: str = "Imported") -> str:
     """A model card: licence, origin, shape."""
-    config = model.config
-    experts = f"{config.n_experts} experts in {len(config.sparse_layers)} layers, {config.top_k} chosen"
     return "\n".join(
         (
             "---",
-            f"license: {licence.lower() if licence != 'see its source' else 'other'}",
+            f"license: {'other' if licence == UNSTATED else licence.lower()}",
             "library_name: transformers",
             "pipeline_tag: text-generation",
             "---",
@@ -115,8 +115,7 @@ def card(model: Transformer, title: str, source: str, licence: str, what: str = 
             "",
             f"{what} by moesaic from `{source}`; licence: {licence}.",
             "",
-            f"{config.parameters() / 1e6:,.1f} M parameters, {config.active_parameters / 1e6:,.1f} M active per token; "
-            f"{experts if config.sparse_layers else 'dense'}; context {config.context:,} tokens.",
+            f"{model.config.summary}.",
             "",
         )
     )
@@ -144,16 +143,20 @@ def _snapshot(source: str) -> Path:
     except ImportError as error:
         raise ModelError(f"{source} needs the extra: pip install 'moesaic[hf]'") from error
     try:
-        return Path(snapshot_download(source.removeprefix("hf:"), allow_patterns=list(HUB_FILES)))
+        return Path(
+            snapshot_download(
+                source.removeprefix("hf:"), allow_patterns=list(HUB_FILES), ignore_patterns=list(NOT_HUB_FILES)
+            )
+        )
     except Exception as error:  # the library has a dozen kinds, network errors among them
         raise ModelError(f"{source} could not be fetched: {(str(error) or repr(error)).splitlines()[0]}") from error
 
 
-def _card_licence(folder: Path) -> str | None:
-    """What the front matter of a card states."""
+def card_licence(folder: Path) -> str:
+    """What the front matter of a card states, or that it does not."""
     page = folder / "README.md"
     lines = page.read_text(encoding="utf-8", errors="replace").splitlines()[:40] if page.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None)
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), UNSTATED)
 
 
 def has_vision(folder: Path) -> bool:
