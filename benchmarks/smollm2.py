@@ -4,7 +4,7 @@
 
 The GGUF file is imported by `moesaic import` (a fresh process, median of three) and by transformers' own GGUF path.
 Every weight is compared bit by bit, then 20 greedy continuations of 64 tokens, then perplexity on the built-in
-prose. Writes results/smollm2.json.
+prose. Writes results/smollm2.json. transformers reads GGUF only with `pip install accelerate`.
 """
 
 import argparse
