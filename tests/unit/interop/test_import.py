@@ -163,7 +163,8 @@ def test_the_hub_is_asked_for_weights_and_text_alone(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     take("hf:owner/small", tmp_path / "out")
     patterns = ["*.json", "*.safetensors", "*.jinja", "README.md"]
-    assert asked == [("owner/small", {"allow_patterns": patterns})]
+    twice = ["consolidated*", "original/*", "onnx/*"]
+    assert asked == [("owner/small", {"allow_patterns": patterns, "ignore_patterns": twice})]
     assert "# owner/small" in (tmp_path / "out/README.md").read_text()
 
 
