@@ -213,7 +213,7 @@ def test_tokenizers_that_llama_cpp_does_not_know_are_not_written(tokenizer_folde
     assert "no tokenizer.json" in refused(tmp_path / "c")
     unigram = tokenizers.Tokenizer(models.Unigram([("a", 0.0)], 0))
     unigram.save(str(tmp_path / "c/tokenizer.json"))
-    assert "byte-level BPE, this is Unigram" in refused(tmp_path / "c")
+    assert "SentencePiece's kind (Unigram)" in refused(tmp_path / "c")
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
