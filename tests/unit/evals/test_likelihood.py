@@ -23,7 +23,7 @@ ids = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12).map(tuple)
 contexts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=90).map(tuple)  # the models read 64
 
 
-def equal(found: Sequence[Likelihood], wanted: Sequence[Likelihood]) -> None:
+def assert_equal(found: Sequence[Likelihood], wanted: Sequence[Likelihood]) -> None:
     assert len(found) == len(wanted)
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-5, rel=1e-6)
@@ -45,7 +45,7 @@ def test_it_equals_one_sequence_at_a_time(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "PASS", overhead)  # 0: share wherever a single token is saved
         found = log_likelihoods(model, requests, tokens_a_pass=tokens_a_pass)
-    equal(found, log_likelihoods_reference(model, requests))
+    assert_equal(found, log_likelihoods_reference(model, requests))
 
 
 def test_greedy_is_told_for_the_likeliest_continuation_and_no_other() -> None:
@@ -84,7 +84,7 @@ def test_every_choice_continues_its_own_question(model: Transformer) -> None:
     ]
     found = plan([(tuple(r.context), tuple(r.continuation)) for r in requests], 2048)
     assert any(isinstance(batch, SharedBatch) and len(batch.groups) > 2 for batch in found)
-    equal(log_likelihoods(model, requests), log_likelihoods_reference(model, requests))
+    assert_equal(log_likelihoods(model, requests), log_likelihoods_reference(model, requests))
 
 
 def test_a_cut_context_keeps_its_end() -> None:

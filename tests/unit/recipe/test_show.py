@@ -82,7 +82,7 @@ def test_schema_describes_every_field_in_full() -> None:
 @pytest.mark.parametrize("part", parts(), ids=lambda p: p.__name__)
 def test_every_field_says_meaning_unit_and_when_to_change_it(part: type) -> None:
     for key, field in part.model_fields.items():  # type: ignore[attr-defined]
-        split_doc(field.description or "", f"{part.__name__}.{key}")
+        assert all(split_doc(field.description or "", f"{part.__name__}.{key}"))
 
 
 @pytest.mark.parametrize("text", ["", "meaning", "meaning | unit", "meaning | | when", "a | b | c | d"])
