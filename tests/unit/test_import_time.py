@@ -33,7 +33,7 @@ def test_train_can_be_called_before_and_after_its_package_is_imported() -> None:
     code = """
 import moesaic, types
 first = moesaic.train
-import moesaic.train.durable
+import moesaic.durable
 assert moesaic.train is first and isinstance(first, types.ModuleType) and callable(first)
 assert "train" in dir(moesaic) and "load" in dir(moesaic)
 try: moesaic.nothing

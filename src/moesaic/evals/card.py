@@ -5,12 +5,12 @@ run of a suite replaces its row, and everything else on the card stays as it is.
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moesaic.durable import write_durably
 from moesaic.errors import ModelError
 from moesaic.evals.evaluate import SuiteResult
 
@@ -37,8 +37,8 @@ def keep_results(folder: Path, results: Sequence[SuiteResult]) -> None:
     try:
         before = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.resolve().name}\n"
         after = with_block(before, block(rows))
-        _write(folder / RESULTS, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-        _write(card, after)
+        write_durably(folder / RESULTS, (json.dumps(rows, indent=2, ensure_ascii=False) + "\n").encode())
+        write_durably(card, after.encode())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"results are not kept in {folder}: {reason}; make it writable, or use --no-card") from error
@@ -113,16 +113,3 @@ def _read(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} does not hold results of `moesaic eval` ({error!r}); delete it") from error
     found: dict[str, Any] = rows
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

@@ -35,8 +35,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from moesaic.durable import sha256_of, sync_folder, write_durably
 from moesaic.errors import CheckpointError
-from moesaic.train.durable import sha256_of, sync_folder, write_durably
 from moesaic.train.state_tree import fill_values, flatten_state
 
 T = TypeVar("T")

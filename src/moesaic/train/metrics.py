@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from moesaic.durable import write_durably
 from moesaic.errors import CheckpointError
-from moesaic.train.durable import write_durably
 from moesaic.train.sinks import Sink
 
 _LOGGER = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from moesaic.durable import write_durably
 from moesaic.errors import CheckpointError, RecipeError
 from moesaic.recipe import Recipe, check_recipe
 from moesaic.train.charts import Mark, Series, heat_map, line_chart, short, smooth
 from moesaic.train.checkpoint import problem_of
-from moesaic.train.durable import write_durably
 from moesaic.train.metrics import read_metrics
 
 Line = Mapping[str, Any]

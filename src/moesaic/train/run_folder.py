@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.data import Ledger
+from moesaic.durable import write_durably
 from moesaic.errors import CheckpointError
 from moesaic.recipe import Recipe, read_recipe
 from moesaic.recipe.show import to_toml
-from moesaic.train.durable import write_durably
 
 
 class RunFolder:
