@@ -22,3 +22,7 @@ class CheckpointError(MoesaicError):
 
 class ModelError(MoesaicError):
     """A model folder or a call of a model (a prompt too long, a missing tensor)."""
+
+
+class PlanError(MoesaicError):
+    """A plan that cannot be: an impossible layout, an unknown device, a number without sense."""

@@ -1,0 +1,10 @@
+"""`moesaic plan ...`: one module a verb."""
+
+import typer
+
+plan_app = typer.Typer(
+    help="Price a system: parameters, memory, time, failures, serving, money; check claims.",
+    epilog="Example: moesaic plan params gpt4",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)

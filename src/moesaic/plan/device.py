@@ -1,0 +1,49 @@
+"""Accelerators and the links between them: datasheet figures with their sources, from `devices.toml`."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from moesaic.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator. Rates are nominal and dense (no sparsity); links count one direction, per device."""
+
+    name: str
+    label: str
+    generation: str  # shares calibrated efficiencies: a100, h100, blackwell, mi300, tpu
+    memory_gb: float  # 1e9 bytes
+    memory_tb_s: float
+    tflops: Mapping[str, float]  # by precision: bf16, fp8, int8, fp4
+    domain: int  # devices joined by the fast link: 8 in an HGX node, 72 in an NVL72 rack, a pod on a TPU
+    domain_gb_s: float
+    network_gb_s: float  # scale-out network
+    watts: float  # of the device
+    host_watts: float  # share of the node around it: processors, fans, network cards
+    source: str
+
+    def peak(self, precision: str) -> float:
+        """FLOP/s at a precision; fp16 is bf16. Raises PlanError for one that the device lacks."""
+        key = {"fp16": "bf16", "mxfp8": "fp8", "nvfp4": "fp4", "mxfp4": "fp4"}.get(precision, precision)
+        if key not in self.tflops:
+            raise PlanError(f"{self.label} has no {precision}; use one of {', '.join(self.tflops)}")
+        return self.tflops[key] * 1e12
+
+
+@cache
+def devices() -> Mapping[str, Device]:
+    """All shipped devices by name."""
+    table = tomllib.loads(files("moesaic.plan").joinpath("devices.toml").read_text(encoding="utf-8"))
+    return {name: Device(name=name, **values) for name, values in table.items()}
+
+
+def device(name: str) -> Device:
+    """The device of that name (`a100-80`, `h100`, ...). Raises PlanError that lists the known ones."""
+    found = devices().get(name.lower())
+    if found is None:
+        raise PlanError(f"no device '{name}'; known: {', '.join(devices())}")
+    return found
