@@ -1,0 +1,185 @@
+"""Time of one layer on one micro-batch, by what it is spent on; and of the output head."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesaic.plan.device import Device
+from moesaic.plan.job import Job
+from moesaic.plan.layouts import SELECTIVE, Layouts
+from moesaic.plan.memory import attention_on_rank
+from moesaic.plan.shape import Shape
+from moesaic.plan.stack import Stack
+
+Floats = NDArray[np.float64]
+TILE = 128  # rows that a matrix product computes together: an expert's last tile is half empty on average
+BACKWARD = 2.0  # of forward: two products for each
+FLASH_BACKWARD = 2.5  # the scores are computed again (Dao et al. 2022)
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Seconds, forward and backward together except `forward`."""
+
+    forward: Floats
+    backward: Floats
+    gemm: Floats
+    attention: Floats
+    elementwise: Floats
+    tensor_parallel: Floats
+    expert_parallel: Floats
+    stalls: Floats
+
+    @property
+    def parts(self) -> tuple[Floats, ...]:
+        """All fields in order."""
+        return tuple(getattr(self, name) for name in LayerTime.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """A dense layer, a sparse layer, and the forward of the output head with its loss."""
+
+    dense: LayerTime
+    sparse: LayerTime
+    head: Floats
+
+
+def layer_times(shape: Shape, job: Job, layouts: Layouts, device: Device, stack: Stack) -> LayerTimes:
+    """Seconds of the layers of a stage on one micro-batch of each layout."""
+    L = layouts
+    tp, d, heads = L.tp, shape.d_model, shape.n_heads
+    tokens = L.micro_batch * job.seq_len / L.cp
+    split = tp if stack.sequence_parallel else np.ones_like(tp)
+    peak = device.peak(job.precision) * stack.rate(stack.gemm, device.generation)
+    bandwidth = device.memory_tb_s * 1e12 * stack.memory
+
+    def product(weights: Floats, rows: Floats, moved: Floats, used: Floats | float = 1.0) -> Floats:
+        """Rows times `weights` elements, `moved` values read and written, rows filled to tiles by `used`."""
+        return 2 * weights * rows * used / peak + 2 * (weights + moved) / bandwidth
+
+    # attention
+    width = heads * (shape.latent.value_dim if shape.latent else shape.head_dim) / tp
+    projections = attention_on_rank(shape, tp)
+    attention_gemm = product(projections, tokens, tokens * (2 * d + projections / d))
+    core, core_backward = _core(shape, job, L, device, stack, tokens)
+    # feed-forward
+    dense_gemm = product(
+        shape.ffn_matrices * d * shape.d_ff / tp, tokens, tokens * (2 * d + shape.ffn_matrices * shape.d_ff / tp)
+    )
+    copies = np.where(L.etp > 1, 1.0, 1 / tp) * shape.top_k  # of a token, on this rank
+    routed = tokens * copies * job.imbalance
+    held = shape.n_experts / L.ep  # experts on a rank
+    expert_width = shape.ffn_matrices * shape.d_expert / L.etp
+    padded = 1 + TILE / 2 / np.maximum(routed / held, 1)
+    expert_gemm = (
+        2 * d * expert_width * routed * padded / peak
+        + 2 * (held * d * expert_width + routed * (2 * d + expert_width)) / bandwidth
+    )
+    if shape.n_shared:
+        wide = shape.ffn_matrices * shape.d_shared / tp
+        expert_gemm = expert_gemm + product(d * wide, tokens, tokens * (2 * d + wide))
+    # element-wise traffic, in values: two norms (read, write), two residuals (two reads, a write), rotation, activation
+    passes = 10 * d / split + 2 * projections / d
+    dense_element = 2 * stack.elementwise * tokens * (passes + shape.ffn_matrices * shape.d_ff / tp) / bandwidth
+    sparse_element = (
+        2 * stack.elementwise * (tokens * passes + routed * (8 * d + expert_width)) / bandwidth
+    )  # permuted there and back
+    # collectives
+    reduce_ = all_reduce(device, stack, 2 * tokens * d, tp) * stack.exposed_tp
+    experts_split = all_reduce(device, stack, 2 * routed * d, L.etp) * stack.exposed_tp
+    sparse_tp = reduce_ + experts_split
+    dense_tp = reduce_ if shape.parallel_block else 2 * reduce_
+    if shape.n_shared:
+        sparse_tp = sparse_tp + reduce_
+    all_to_all = 2 * _all_to_all(L, device, stack, 2 * tokens / tp * shape.top_k * job.imbalance * d) * stack.exposed_ep
+
+    zero = np.zeros_like(core)
+    host = stack.layer_us * 1e-6, 0.0
+    dense = _layer(attention_gemm + dense_gemm, core, core_backward, dense_element, dense_tp, zero, host)
+    host = stack.sparse_us * 1e-6, stack.sync_us * 1e-6
+    sparse = _layer(attention_gemm + expert_gemm, core, core_backward, sparse_element, sparse_tp, all_to_all, host)
+    vocabulary = shape.vocab_size / tp
+    head = product(d * vocabulary, tokens, tokens * (d + vocabulary)) + 8 * tokens * vocabulary / bandwidth
+    return LayerTimes(dense, sparse, head)
+
+
+def _layer(
+    gemm: Floats,
+    core: Floats,
+    core_backward: Floats,
+    element: Floats,
+    tp: Floats,
+    ep: Floats,
+    host: tuple[float, float],
+) -> LayerTime:
+    """Forward and backward of a layer from its forward parts. `host`: seconds to launch it, seconds it waits for."""
+    launch, wait = host
+    device_forward = gemm + core + element + tp + ep
+    # The host runs ahead of the device: a layer takes what the slower of them needs.
+    stall = np.maximum(launch - device_forward, 0.0) + wait
+    forward = device_forward + stall
+    backward = BACKWARD * (gemm + element) + core_backward + tp + ep + stall
+    return LayerTime(
+        forward,
+        backward,
+        (1 + BACKWARD) * gemm,
+        core + core_backward,
+        (1 + BACKWARD) * element,
+        2 * tp,
+        2 * ep,
+        2 * stall,
+    )
+
+
+def _core(shape: Shape, job: Job, L: Layouts, device: Device, stack: Stack, tokens: Floats) -> tuple[Floats, Floats]:
+    """Scores, softmax and their product with the values: forward, backward (with what selective mode computes again)."""
+    seen = keys_seen(shape, job.seq_len, causal=stack.flash)
+    if a := shape.latent:
+        width = a.nope_dim + a.rope_dim + a.value_dim
+    else:
+        width = 2 * shape.head_dim
+    flop = 2 * tokens * seen * width * shape.n_heads / L.tp
+    peak = device.peak("bf16")
+    if stack.flash:
+        forward = flop / (peak * stack.rate(stack.attention, device.generation))
+        return forward, FLASH_BACKWARD * forward
+    # Written, scaled, masked, normalised, dropped out and read again, 2 bytes each.
+    scores = tokens * job.seq_len * shape.n_heads / L.tp
+    forward = flop / (peak * stack.rate(stack.gemm, device.generation))
+    forward = forward + 2 * stack.scores * scores / (device.memory_tb_s * 1e12 * stack.memory)
+    return forward, forward * np.where(L.recompute == SELECTIVE, BACKWARD + 1, BACKWARD)
+
+
+def keys_seen(shape: Shape, seq_len: int, causal: bool) -> float:
+    """Keys that a query meets, mean over positions and layers."""
+
+    def mean(window: int) -> float:
+        if not causal:
+            return float(window)
+        return window - window * (window - 1) / (2 * seq_len) - 0.5 if window < seq_len else seq_len / 2
+
+    full = mean(seq_len)
+    if not shape.window or not shape.windowed_layers:
+        return full
+    share = shape.windowed_layers / shape.n_layers
+    return share * mean(min(shape.window, seq_len)) + (1 - share) * full
+
+
+def all_reduce(device: Device, stack: Stack, bytes_: Floats, size: NDArray[np.int64]) -> Floats:
+    """Ring all-reduce, or the reduce-scatter and all-gather that take its place, over neighbouring ranks."""
+    inside = size <= device.domain
+    rate = np.where(inside, device.domain_gb_s * stack.domain, device.network_gb_s * stack.network) * 1e9
+    return np.where(size > 1, 2 * (1 - 1 / size) * bytes_ / rate + stack.latency_us * 1e-6, 0.0)
+
+
+def _all_to_all(L: Layouts, device: Device, stack: Stack, bytes_: Floats) -> Floats:
+    """Seconds to send `bytes_` of a rank's tokens to the ranks of its experts."""
+    span = np.where(L.etp > 1, L.ep * L.tp * L.cp, L.ep)  # folded groups are neighbours, others skip tensor ranks
+    nodes = np.maximum(span / device.domain, 1)
+    away = 1 - 1 / nodes  # share that leaves the domain
+    near = (1 - 1 / L.ep) - away
+    network, domain = device.network_gb_s * stack.network * 1e9, device.domain_gb_s * stack.domain * 1e9
+    seconds = bytes_ * (away / network + np.maximum(near, 0) / domain) + stack.latency_us * 1e-6
+    return np.where(L.ep > 1, seconds, 0.0)

@@ -1,0 +1,103 @@
+"""Layouts, many at once: arrays of degrees of parallelism, and the rules that they obey.
+
+Dense weights lie on pp x dp x cp x tp ranks. Experts lie on pp x edp x ep x etp over the same ranks: `etp = 1` folds
+them over data and tensor ranks (one whole expert on a rank), `etp = tp` splits each expert as dense blocks are.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesaic.plan.shape import Shape
+
+Ints = NDArray[np.int64]
+NONE, SELECTIVE, FULL = 0, 1, 2  # codes of `recompute`
+RECOMPUTE = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Arrays of one length, one layout at each index."""
+
+    tp: Ints
+    pp: Ints
+    cp: Ints
+    dp: Ints
+    ep: Ints
+    etp: Ints
+    micro_batch: Ints  # sequences
+    chunks: Ints  # model chunks on a stage: 1 is plain 1F1B, more is interleaved
+    zero: Ints  # ZeRO stage: 0 to 3
+    recompute: Ints  # NONE, SELECTIVE, FULL
+
+    @classmethod
+    def of(
+        cls,
+        tp: int | Ints = 1,
+        pp: int | Ints = 1,
+        cp: int | Ints = 1,
+        dp: int | Ints = 1,
+        ep: int | Ints = 1,
+        etp: int | Ints | None = None,
+        micro_batch: int | Ints = 1,
+        chunks: int | Ints = 1,
+        zero: int | Ints = 1,
+        recompute: int | Ints = NONE,
+    ) -> "Layouts":
+        """Layouts from scalars and arrays, broadcast. Without `etp`, experts are split like dense blocks when ep = 1."""
+        etp = np.where(np.asarray(ep) == 1, tp, 1) if etp is None else etp
+        given = np.broadcast_arrays(tp, pp, cp, dp, ep, etp, micro_batch, chunks, zero, recompute)
+        return cls(*(np.atleast_1d(np.asarray(a, dtype=np.int64)) for a in given))
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    def __getitem__(self, index: slice | NDArray[np.bool_] | Ints) -> "Layouts":
+        return Layouts(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    @property
+    def world(self) -> Ints:
+        """Devices of each layout."""
+        return self.tp * self.pp * self.cp * self.dp
+
+    @property
+    def edp(self) -> Ints:
+        """Replicas of each expert shard."""
+        return self.dp * self.cp * self.tp // (self.ep * self.etp)
+
+    def micro_batches(self, batch: int) -> Ints:
+        """Micro-batches of one replica in a step of at most `batch` sequences.
+
+        Interleaved schedules take whole rounds of `pp` only (Megatron-LM); what does not divide is left out.
+        """
+        count = batch // (self.dp * self.micro_batch)
+        return np.where(self.chunks > 1, count - count % self.pp, count)
+
+    def row(self, index: int) -> dict[str, int | str]:
+        """One layout as plain values."""
+        out: dict[str, int | str] = {f.name: int(getattr(self, f.name)[index]) for f in fields(self)}
+        return out | {"recompute": RECOMPUTE[int(self.recompute[index])]}
+
+    def __iter__(self) -> Iterator[dict[str, int | str]]:
+        return (self.row(i) for i in range(len(self)))
+
+
+def join(parts: Sequence[Layouts]) -> Layouts:
+    """All layouts of `parts` after each other."""
+    return Layouts(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Layouts)))
+
+
+def valid(shape: Shape, layouts: Layouts, batch: int) -> NDArray[np.bool_]:
+    """Which layouts can run at all: every divisibility rule, in one array. Sec. `problems` words them."""
+    L = layouts
+    kv = shape.n_kv_heads
+    ok = (shape.n_heads % L.tp == 0) & (shape.d_model % L.tp == 0) & (L.pp <= shape.n_layers)
+    if shape.latent is None:
+        ok &= (kv % L.tp == 0) | (L.tp % kv == 0)
+    # Chunks hold the same number of layers; embedding and head may each stand for one (Llama 3, sec. 3.3.2).
+    ok &= (L.chunks == 1) | ((L.pp > 1) & (-shape.n_layers % (L.pp * L.chunks) <= 2) & (L.pp * L.chunks <= shape.n_layers + 2))
+    ok &= (shape.n_experts % L.ep == 0) & ((L.dp * L.cp * L.tp) % (L.ep * L.etp) == 0)
+    ok &= ((L.etp == 1) | (L.etp == L.tp)) & (L.micro_batches(batch) >= 1)
+    return ok

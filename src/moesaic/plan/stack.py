@@ -1,0 +1,66 @@
+"""Stack profiles: what a training stack does, and how much of the hardware it reaches. From `stacks.toml`."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from moesaic.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A training stack. Efficiencies are fractions of the nominal rate; `exposed_*` the share of traffic that nothing hides."""
+
+    name: str
+    label: str
+    source: str
+    flash: bool  # attention without scores in memory (Dao et al. 2022); else unfused softmax, as before 2022
+    sequence_parallel: bool  # norms and residuals split over tensor ranks (Korthikanti et al. 2022)
+    dropout: bool
+    rails: bool  # collectives use the network cards of all members in a node
+    gemm: Mapping[str, float]  # by generation of device
+    attention: Mapping[str, float]  # by generation of device
+    memory: float
+    domain: float
+    network: float
+    elementwise: float  # traffic of norms, residuals and activations over the least possible
+    exposed_tp: float
+    exposed_ep: float
+    exposed_dp: float
+    exposed_pp: float
+    exposed_zero3: float
+    scores: float  # times that unfused attention reads or writes its scores
+    layer_us: float  # host time of a dense layer's forward; hides behind the device unless it is longer
+    sparse_us: float  # the same of a sparse layer
+    sync_us: float  # stalls of a sparse layer's forward that nothing hides: counts must reach the host
+    step_ms: float  # data, clipping, optimizer launches of one step
+    latency_us: float  # of one collective
+    pace: float  # whole steps against this model of them: 1 is as modelled, 1.1 is 10 % slower
+    sigma: float  # standard deviation of log(published / predicted)
+
+    def rate(self, table: Mapping[str, float], generation: str) -> float:
+        """An efficiency for a generation; one that was never calibrated takes the mean of the others."""
+        return table.get(generation, sum(table.values()) / len(table))
+
+
+@cache
+def stacks() -> Mapping[str, Stack]:
+    """All shipped profiles by name."""
+    text = files("moesaic.plan").joinpath("stacks.toml").read_text(encoding="utf-8")
+    return read_stacks(tomllib.loads(text))
+
+
+def read_stacks(table: Mapping[str, Any]) -> dict[str, Stack]:
+    """Profiles from a parsed file: `[common]` holds what all share, `[stack.NAME]` what one has of its own."""
+    return {name: Stack(**{"name": name, **table["common"], **own}) for name, own in table["stack"].items()}
+
+
+def stack(name: str, pace: float | None = None) -> Stack:
+    """The profile of that name, at another pace if given. Raises PlanError that lists the known ones."""
+    found = stacks().get(name)
+    if found is None:
+        raise PlanError(f"no stack '{name}'; known: {', '.join(stacks())}")
+    return found if pace is None else replace(found, pace=pace)
