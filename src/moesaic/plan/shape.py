@@ -37,19 +37,31 @@ class Shape:
     ffn_matrices: int = 3  # 3: gated (SwiGLU), 2: plain (GELU)
     tied: bool = True
     positions: int = 0  # learned positions (GPT-2, GPT-3)
-    biases: bool = False  # in every projection, and in LayerNorm in place of RMSNorm (GPT family)
+    biases: bool = False  # in every projection of attention and feed-forward blocks (GPT family)
+    ffn_biases: bool = False  # in feed-forward blocks, attention having none or some (`attention_extra`)
+    norms: int = 2  # norms of width d_model in one layer: 1 where attention and feed-forward share it, 4 in Gemma 2
+    norm_values: int = 1  # learned values per feature of a norm: 1 RMSNorm, 2 LayerNorm, 0 none
     window: int | None = None  # latest tokens that `windowed_layers` layers see
     windowed_layers: int = 0
     latent: LatentAttention | None = None
     context: int = 8192
-    parallel_block: bool = False  # attention and feed-forward side by side on one norm (PaLM)
+    parallel_block: bool = False  # attention and feed-forward side by side (PaLM)
     qk_norm: int = 0  # weights of the norms of queries and keys in one layer
+    attention_extra: int = 0  # further weights of one layer's attention: some biases, sinks, relative positions
+    router_extra: int = 0  # further weights of one router: its biases
+    dense_at: tuple[int, ...] = ()  # where the dense layers stand when they do not come first
+    extra: int = 0  # weights outside the layers that nothing above counts: norm of the embedding, bias of the head
     source: str = ""
 
     @property
     def sparse_layers(self) -> int:
         """Layers with a router."""
         return self.n_layers - self.dense_layers if self.n_experts > 1 else 0
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, has a router."""
+        dense = layer in self.dense_at if self.dense_at else layer < self.dense_layers
+        return self.n_experts > 1 and not dense
 
     @property
     def attention_parameters(self) -> int:
@@ -58,25 +70,25 @@ class Shape:
             q_width = self.n_heads * (a.nope_dim + a.rope_dim)
             q = self.d_model * q_width if a.q_rank is None else a.q_rank * (self.d_model + q_width + 1)
             kv = self.d_model * (a.kv_rank + a.rope_dim) + a.kv_rank * (self.n_heads * (a.nope_dim + a.value_dim) + 1)
-            return q + kv + self.n_heads * a.value_dim * self.d_model
+            return q + kv + self.n_heads * a.value_dim * self.d_model + self.attention_extra
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         biases = q + 2 * kv + self.d_model if self.biases else 0
-        return 2 * self.d_model * (q + kv) + self.qk_norm + biases
+        return 2 * self.d_model * (q + kv) + self.qk_norm + biases + self.attention_extra
 
     @property
     def norm_parameters(self) -> int:
         """Weights of the norms of one layer."""
-        return (1 if self.parallel_block else 2) * self.d_model * (2 if self.biases else 1)
+        return self.norms * self.d_model * self.norm_values
 
     def block_parameters(self, width: int) -> int:
         """Weights of one feed-forward block of inner width `width`."""
-        biases = (self.ffn_matrices - 1) * width + self.d_model if self.biases else 0
+        biases = (self.ffn_matrices - 1) * width + self.d_model if self.biases or self.ffn_biases else 0
         return self.ffn_matrices * self.d_model * width + biases
 
     @property
     def router_parameters(self) -> int:
         """Weights of one router."""
-        return self.d_model * self.n_experts if self.n_experts > 1 else 0
+        return self.d_model * self.n_experts + self.router_extra if self.n_experts > 1 else 0
 
     @property
     def dense_layer_parameters(self) -> int:
@@ -101,10 +113,10 @@ class Shape:
 
     def parameters(self, experts: int | None = None) -> int:
         """All parameters, or those of a model that holds only `experts` experts a layer."""
-        final_norm = self.d_model * (2 if self.biases else 1)
+        final_norm = self.d_model * self.norm_values
         dense = (self.n_layers - self.sparse_layers) * self.dense_layer_parameters
         sparse = self.sparse_layers * self.sparse_layer_parameters(experts)
-        return self.embedding_parameters + self.head_parameters + final_norm + dense + sparse
+        return self.embedding_parameters + self.head_parameters + self.extra + final_norm + dense + sparse
 
     @property
     def total_parameters(self) -> int:
@@ -129,8 +141,9 @@ class Shape:
 
 
 def shape_of(model: Model, name: str) -> Shape:
-    """The shape of a recipe's model. Its parameter count equals `model.parameters()` unless it has biases."""
-    qk = {None: 0, "head": 2 * model.head_dim, "all": (model.n_heads + model.n_kv_heads) * model.head_dim}
+    """The shape of a recipe's model. Its parameter count equals `model.parameters()`."""
+    q, kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    qk = {None: 0, "head": 2 * model.head_dim, "all": q + kv}
     sparse = model.n_experts > 1
     return Shape(
         name=name,
@@ -142,13 +155,16 @@ def shape_of(model: Model, name: str) -> Shape:
         d_ff=(model.dense_d_ff or model.d_ff) if sparse else model.d_ff,
         vocab_size=model.vocab_size,
         n_experts=model.n_experts,
-        top_k=model.top_k,
+        top_k=model.top_k if sparse else 1,
         d_expert=model.d_ff if sparse else 0,
-        dense_layers=len(model.dense_layers) if sparse else 0,
+        dense_layers=len(set(model.dense_layers)) if sparse else 0,
+        dense_at=tuple(sorted(set(model.dense_layers))) if sparse else (),
         tied=model.tie_embeddings,
         window=model.window,
         windowed_layers=model.n_layers if model.window else 0,
         context=model.context,
         qk_norm=qk[model.qk_norm],
+        attention_extra=q + 2 * kv + model.d_model if model.attention_bias else 0,
+        ffn_biases=model.mlp_bias,
         source="recipe",
     )
