@@ -53,6 +53,7 @@ def layer_times(shape: Shape, job: Job, layouts: Layouts, device: Device, stack:
     tokens = L.micro_batch * job.seq_len / L.cp
     split = tp if stack.sequence_parallel else np.ones_like(tp)
     peak = device.peak(job.precision) * stack.rate(stack.gemm, device.generation)
+    peak *= 1.0 if job.precision in ("bf16", "fp16") else stack.low_precision
     bandwidth = device.memory_tb_s * 1e12 * stack.memory
 
     def product(weights: Floats, rows: Floats, moved: Floats, used: Floats | float = 1.0) -> Floats:
@@ -141,7 +142,7 @@ def _core(shape: Shape, job: Job, L: Layouts, device: Device, stack: Stack, toke
     else:
         width = 2 * shape.head_dim
     flop = 2 * tokens * seen * width * shape.n_heads / L.tp
-    peak = device.peak("bf16")
+    peak = device.peak("fp16" if job.precision == "fp16" else "bf16")
     if stack.flash:
         forward = flop / (peak * stack.rate(stack.attention, device.generation))
         return forward, FLASH_BACKWARD * forward

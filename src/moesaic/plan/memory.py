@@ -65,11 +65,11 @@ def attention_on_rank(shape: Shape, tp: Floats | NDArray[np.int64]) -> Floats:
         else:
             whole += a.q_rank * (d + 1)
             split += a.q_rank * q_width
-        return whole + split / tp
+        return whole + split / tp + shape.attention_extra
     kv = 2 * shape.n_kv_heads * shape.head_dim / np.minimum(tp, shape.n_kv_heads)
     q = h * shape.head_dim / tp
     biases = q + kv + d if shape.biases else 0
-    return d * (2 * q + kv) + shape.qk_norm + biases
+    return d * (2 * q + kv) + shape.qk_norm + biases + shape.attention_extra
 
 
 def on_rank(shape: Shape, layouts: Layouts) -> RankParameters:
@@ -165,7 +165,8 @@ def dense_layers(shape: Shape, L: Layouts, layers: Floats, first: bool) -> Float
         return layers + 0.0
     few = shape.n_layers // L.pp
     spread = layers * (shape.dense_layers / shape.n_layers)
-    return np.where(shape.dense_layers <= few, float(shape.dense_layers) * first, spread)
+    together = (shape.dense_layers <= few) & (not shape.dense_at)
+    return np.where(together, float(shape.dense_layers) * first, spread)
 
 
 def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple[Floats, Floats, Floats, Floats]:

@@ -23,6 +23,7 @@ class Stack:
     rails: bool  # collectives use the network cards of all members in a node
     gemm: Mapping[str, float]  # by generation of device
     attention: Mapping[str, float]  # by generation of device
+    low_precision: float  # of `gemm`, below 16 bit: casts, scales, and products that stay in bf16
     memory: float
     domain: float
     network: float

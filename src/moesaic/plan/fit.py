@@ -1,0 +1,102 @@
+"""Calibration: constants of a stack from measured runs, held back by what is known of them beforehand.
+
+Minimises robust squares of log(predicted / measured), each run weighted by how many come from its source, plus squares
+of the distance of each constant from its prior: a maximum a posteriori estimate. Needs scipy (`moesaic[fit]`).
+"""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moesaic.errors import PlanError
+from moesaic.plan.memory import Floats
+from moesaic.plan.published import HALF, Trial, settings
+from moesaic.plan.stack import read_stacks
+
+Table = dict[str, Any]
+NOISE = 0.06  # relative error of a published time that the fit does not chase
+NOISE_LOW = 0.12  # the same below 16 bit, where only some products are in low precision
+OUTLIER = 1.5  # residuals beyond this many standard deviations count linearly
+CROWD = 0.35  # n runs of one source weigh n^(1 - 2 x 0.35) runs
+
+
+@dataclass(frozen=True)
+class Free:
+    """A constant that may move: its path in the file of stacks, and the standard deviation of its logarithm."""
+
+    path: tuple[str, ...]
+    sd: float
+
+    def read(self, table: Mapping[str, Any]) -> float:
+        """Its value in `table`; what a stack does not set is common."""
+        here: Any = table
+        for key in self.path[:-1]:
+            here = here[key]
+        return float(here.get(self.path[-1], table["common"].get(self.path[-1])))
+
+    def write(self, table: Table, value: float) -> None:
+        """Set it in `table`."""
+        here: Any = table
+        for key in self.path[:-1]:
+            here = here[key]
+        here[self.path[-1]] = value
+
+    @property
+    def limit(self) -> float:
+        """Largest value: efficiencies and exposed shares are fractions."""
+        bounded = self.path[-1].startswith("exposed") or self.path[-1] in ("memory", "domain", "network", "low_precision")
+        return 1.0 if bounded or self.path[-2] in ("gemm", "attention") else math.inf
+
+
+def log_ratios(table: Mapping[str, Any], trials: Sequence[Trial]) -> Floats:
+    """log(predicted / measured) of each run."""
+    stacks = read_stacks(table)
+    return np.array(
+        [math.log(t.best(settings(t.row, stacks[t.stack]))[1] / t.published_seconds()) for t in trials]
+    )
+
+
+def fit(table: Mapping[str, Any], trials: Sequence[Trial], free: Sequence[Free]) -> Table:
+    """`table` with the free constants calibrated on `trials`. Raises PlanError without scipy or runs."""
+    try:
+        from scipy.optimize import least_squares
+    except ImportError as error:
+        raise PlanError("calibrating needs scipy; install it with: pip install 'moesaic[fit]'") from error
+    if not trials:
+        raise PlanError("no run can be compared: each needs its layout, batch, sequence length and a rate or time")
+    crowd = Counter(t.row["source"][:40] for t in trials)
+    noise = np.array([NOISE if t.row["precision"] in HALF else NOISE_LOW for t in trials])
+    weight = np.array([crowd[t.row["source"][:40]] ** -CROWD for t in trials]) / noise
+    start = np.log([f.read(table) for f in free])
+    limit = np.log([max(f.limit, f.read(table)) for f in free]) + 1e-9
+
+    def moved(x: Floats) -> Table:
+        changed = copy.deepcopy(dict(table))
+        for f, value in zip(free, x, strict=True):
+            f.write(changed, float(np.exp(value)))
+        return changed
+
+    def residuals(x: Floats) -> Floats:
+        prior = (x - start) / [f.sd for f in free]
+        return np.concatenate([log_ratios(moved(x), trials) * weight, prior])
+
+    found = least_squares(
+        residuals, start, loss="soft_l1", f_scale=OUTLIER, bounds=(-np.inf, limit), diff_step=1e-3, max_nfev=30
+    )
+    out = moved(found.x)
+    for f, value in zip(free, found.x, strict=True):
+        f.write(out, float(f"{math.exp(value):.3g}"))
+    return out
+
+
+def spread(ratios: Floats, prior: float, worth: float = 4.0) -> float:
+    """Standard deviation of log ratios, as if `worth` further runs had shown `prior`. Median-based, so an outlier is one."""
+    if not len(ratios):
+        return prior
+    seen = 1.4826 * float(np.median(np.abs(ratios)))
+    return math.sqrt((len(ratios) * seen**2 + worth * prior**2) / (len(ratios) + worth))
