@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moesaic.errors import PlanError
 from moesaic.plan.shape import Shape
+from moesaic.plan.sheet import Value
 
 Real: TypeAlias = "float | NDArray[np.float64]"
 
@@ -43,7 +44,9 @@ class LossLaw:
         return size, np.asarray(product / size)
 
 
-HOFFMANN = LossLaw(1.69, 406.4, 410.7, 0.34, 0.28, "Hoffmann et al. 2022, arXiv:2203.15556, approach 3, eq. 10")
+HOFFMANN = LossLaw(
+    1.69, 406.4, 410.7, 0.3392, 0.2849, "Hoffmann et al. 2022, arXiv:2203.15556, approach 3, eq. 10 before rounding"
+)  # the printed 0.34 and 0.28 would give 32 B where the paper (fig. 4) has 40 B; the digits are in its TeX source
 REFIT = LossLaw(
     1.8172, 482.01, 2085.43, 0.3478, 0.3658, "Besiroglu et al. 2024, arXiv:2404.10102: approach 3 fitted again"
 )
@@ -64,7 +67,7 @@ def readings(shape: Shape) -> dict[str, float]:
 # Repetition
 
 REPEAT = 15.3878
-"""R*_D: repetitions after which more are worth little (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5, sec. 6)."""
+"""R*_D: repetitions after which more are worth little (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5)."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +173,16 @@ def with_experts(shape: Shape, experts: int) -> Shape:
 
 def serving_by_experts(
     shape: Shape, experts: tuple[int, ...] = (8, 16, 64, 128), batches: tuple[int, ...] = (1, 8, 32, 128, 512)
-) -> list[Mapping[str, float | int]]:
+) -> list[Mapping[str, Value]]:
     """Rows of what a decode step of each batch reads: experts touched in a layer, tokens for each, weights per token.
 
     Weights in bytes at 16 bit; the batch is of tokens that a step decodes together. Raises PlanError.
     """
-    rows: list[Mapping[str, float | int]] = []
+    rows: list[Mapping[str, Value]] = []
     for many in experts:
         other = with_experts(shape, many)
         block = other.block_parameters(other.d_expert) * other.sparse_layers
-        shared = other.parameters(0)
+        shared = other.parameters(0) - (0 if other.tied else other.embedding_parameters)  # of those, one row a token
         for batch in batches:
             met = float(touched(many, shape.top_k, batch))
             rows.append(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from moesaic.errors import PlanError
 from moesaic.plan.optimality import (
     FITTED_EXPERTS,
     FITTED_PARAMETERS,
@@ -15,14 +16,19 @@ from moesaic.plan.optimality import (
     effective_tokens,
     readings,
     serving_by_experts,
+    touched,
     with_experts,
 )
 from moesaic.plan.quantity import human
 from moesaic.plan.shape import Shape
-from moesaic.plan.sheet import Chart, Sheet
+from moesaic.plan.sheet import Chart, Sheet, Value
+from moesaic.recipe import Recipe
 
 EXPERTS = (8, 16, 64, 128)
 """Numbers of experts that are compared with the model's own."""
+
+EPOCHS = (1, 2, 4, 8, 16)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 def optimality_sheet(
@@ -48,10 +54,28 @@ def add_optimality(
     """
     budget = 6.0 * shape.active_parameters * tokens if flop is None else flop
     _chinchilla(sheet, shape, tokens, budget)
+    _epochs(sheet, shape, tokens)
     if sources:
         _repetition(sheet, shape, tokens, sources)
     if shape.n_experts > 1:
         _experts(sheet, shape, tokens)
+
+
+def sources_of(recipe: Recipe, stage: str | None = None) -> dict[str, Repeated]:
+    """The sources of a stage (the first when None) by its tokens and weights, each seen for all its declared epochs.
+
+    Empty when several sources have no weights: they mix by their sizes, which a recipe does not know.
+    Raises PlanError for a stage that the recipe lacks.
+    """
+    found = next((s for s in recipe.stages if stage in (None, s.name)), None)
+    if found is None:
+        raise PlanError(f"no stage '{stage}'; there are: {', '.join(s.name for s in recipe.stages)}")
+    if found.weights is None and len(found.sources) > 1:
+        return {}
+    weights = found.weights or {found.sources[0]: 1.0}
+    epochs = {s.name: float(s.epochs) for s in recipe.data.sources}
+    whole = sum(weights.values())
+    return {n: Repeated(found.tokens * w / whole / epochs[n], epochs[n]) for n, w in weights.items()}
 
 
 def _chinchilla(sheet: Sheet, shape: Shape, tokens: float, flop: float) -> None:
@@ -69,7 +93,7 @@ def _chinchilla(sheet: Sheet, shape: Shape, tokens: float, flop: float) -> None:
     for key, (label, (size, data), formula) in best.items():
         sheet.add(section, f"dense_{key}_parameters", f"dense model by {label}", float(size), "", formula, c=flop)
         sheet.add(section, f"dense_{key}_tokens", "  its tokens", float(data), "tokens", formula, c=flop)
-    rows = []
+    rows: list[Mapping[str, Value]] = []
     for name, size in readings(shape).items():
         rows.append(
             {
@@ -88,6 +112,23 @@ def _chinchilla(sheet: Sheet, shape: Shape, tokens: float, flop: float) -> None:
             "Chinchilla's laws are fits to dense models. Active parameters are the least, total the most that a "
             "mixture can count for; losses are of those papers' data and only compare with each other."
         )
+
+
+def _epochs(sheet: Sheet, shape: Shape, tokens: float) -> None:
+    size = readings(shape)["active"]
+    rows: list[Mapping[str, Value]] = []
+    for epochs in EPOCHS:
+        worth = float(effective_tokens(tokens / epochs, epochs))
+        rows.append(
+            {
+                "epochs": epochs,
+                "unique_tokens_b": tokens / epochs / 1e9,
+                "effective_tokens_b": worth / 1e9,
+                "worth_of_a_token": worth / tokens,
+                "loss_of_repeating_nats": float(REFIT.loss(size, worth)) - float(REFIT.loss(size, tokens)),
+            }
+        )
+    sheet.table("epochs", f"All {human(tokens)} tokens as so many epochs (loss: the refit at active parameters)", rows)
 
 
 def _repetition(sheet: Sheet, shape: Shape, tokens: float, sources: Mapping[str, Repeated]) -> None:
@@ -133,7 +174,7 @@ def _repetition(sheet: Sheet, shape: Shape, tokens: float, sources: Mapping[str,
 def _experts(sheet: Sheet, shape: Shape, tokens: float) -> None:
     size = float(shape.active_parameters)
     numbers = tuple(n for n in sorted({*EXPERTS, shape.n_experts}) if n >= shape.top_k)
-    rows = []
+    rows: list[Mapping[str, Value]] = []
     for many in numbers:
         share = many / shape.top_k
         rows.append(
@@ -152,8 +193,11 @@ def _experts(sheet: Sheet, shape: Shape, tokens: float) -> None:
         f"More experts of the same width, {shape.top_k} for each token: what a law says they gain",
         rows,
     )
-    served = serving_by_experts(shape, numbers)
-    sheet.table("experts_in_serving", "What they cost a decode step (16-bit weights, even routing)", served)
+    sheet.table(
+        "experts_in_serving",
+        "What they cost a decode step (16-bit weights, even routing)",
+        serving_by_experts(shape, numbers),
+    )
     sheet.chart(
         Chart(
             key="touched_by_batch",
@@ -162,9 +206,7 @@ def _experts(sheet: Sheet, shape: Shape, tokens: float) -> None:
             x="tokens in the step",
             y="share of the experts touched",
             series={
-                f"{many} experts": [
-                    (float(r["batch"]), float(r["touched_share"])) for r in served if r["experts"] == many
-                ]
+                f"{many} experts": [(float(b), float(touched(many, shape.top_k, b)) / many) for b in BATCHES]
                 for many in numbers
             },
         )
@@ -174,5 +216,5 @@ def _experts(sheet: Sheet, shape: Shape, tokens: float) -> None:
         f"models up to {human(FITTED_PARAMETERS)} with up to {FITTED_EXPERTS} experts after 130B tokens, and says that "
         f"experts cease to help near {human(SBASE.cutoff)} (the paper: 937B). With more tokens they help more: "
         f"Krajewski et al. 2024 (arXiv:2402.07871) find the gain growing with the budget. At {human(size)} active "
-        f"parameters and {human(tokens)} tokens the last columns are an extrapolation and a lower bound."
+        f"parameters and {human(tokens)} tokens the last columns are an extrapolation, and by that finding too low."
     )

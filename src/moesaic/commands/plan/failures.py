@@ -55,7 +55,8 @@ def failures(
 ) -> None:
     """How often a run breaks, how often to save, what share of the time is work, how many spare nodes it needs."""
     from moesaic.plan.duration import parse_seconds
-    from moesaic.plan.failures import Faults, failures_sheet
+    from moesaic.plan.failures import Faults
+    from moesaic.plan.failures_sheet import failures_sheet
     from moesaic.plan.goodput import LLAMA3_RATE
     from moesaic.plan.shape import shape_of
 
