@@ -143,6 +143,16 @@ def _saving(sheet: Sheet, shape: Shape, devices: int, faults: Faults, found: Out
         c_s=found.stall,
         m_s=found.mean,
     )
+    sheet.add(
+        section,
+        "interval_s",
+        "interval used (tau)",
+        found.interval,
+        "s",
+        "the longer of Daly's and a write that goes on behind training" if faults.host_copy else "Daly's",
+        daly_s=found.daly,
+        write_s=found.write if faults.host_copy else None,
+    )
 
 
 def _lost(sheet: Sheet, devices: int, days: float, faults: Faults, found: Outcome, price: float | None) -> None:
@@ -185,7 +195,7 @@ def _lost(sheet: Sheet, devices: int, days: float, faults: Faults, found: Outcom
         section,
         "days_for_the_same_work",
         "days until so many days of work are done",
-        days / found.goodput if found.goodput > 0 else float("inf"),
+        days / found.goodput if found.goodput > 0 else None,
         "d",
         "days / goodput",
         days=days,
@@ -238,7 +248,7 @@ def _compared(sheet: Sheet, devices: int, found: Outcome, faults: Faults) -> Non
     cases = {name: (c, r) for name, (c, r) in SCENARIOS.items()} | {"this run": (found.stall, found.down)}
     sheet.table(
         "scenarios",
-        f"Goodput on {devices:,} devices by time of a checkpoint and of a restart",
+        f"Goodput on {devices:,} devices by time of a checkpoint (every Young interval) and of a restart",
         [
             {
                 "scenario": name,

@@ -90,7 +90,8 @@ def spares(rate: float, devices: int, repair: float, confidence: float = 0.99) -
     expected = rate * devices * repair / 3600
     if expected == 0:
         return 0
-    many = np.arange(math.ceil(expected + 12 * math.sqrt(expected) + 40))
-    log_factorial = np.concatenate(([0.0], np.cumsum(np.log(many[1:]))))
+    first = max(math.floor(expected - 12 * math.sqrt(expected)), 0)  # what lies below has no weight
+    many = np.arange(first, math.ceil(expected + 12 * math.sqrt(expected) + 40))
+    log_factorial = math.lgamma(first + 1) + np.concatenate(([0.0], np.cumsum(np.log(many[1:]))))
     below = np.cumsum(np.exp(many * math.log(expected) - expected - log_factorial))
-    return int(np.searchsorted(below, confidence))
+    return int(first + np.searchsorted(below, confidence))
