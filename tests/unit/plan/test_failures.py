@@ -69,7 +69,7 @@ def test_published_runs_keep_nine_tenths_of_their_time() -> None:
 
 
 def _simulated(
-    tau: float, c: float, m: float, r: float, lag: float, rng: np.random.Generator, work: int = 300
+    tau: float, c: float, m: float, r: float, lag: float, rng: np.random.Generator, work: int = 3000
 ) -> tuple[float, float]:
     """Mean and standard error of wall-clock time over work kept, by playing failures one by one.
 

@@ -1,5 +1,7 @@
 """Scaling laws: published optima and anchors, closed forms against search, experts in serving against sampling."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -135,6 +137,12 @@ def test_one_token_reads_the_active_weights(gpt4: Shape) -> None:
     assert [with_experts(gpt4, n).active_parameters - gpt4.active_parameters for n in (8, 64)] == [
         120 * 10_752 * (n - 16) for n in (8, 64)
     ]  # the router's rows alone
+
+
+def test_a_separate_embedding_is_not_read_whole(gpt4: Shape) -> None:
+    untied = replace(gpt4, tied=False)
+    row = serving_by_experts(untied, (16,), (1,))[0]
+    assert row["weights_read_gb"] == pytest.approx(2 * gpt4.active_parameters / 1e9)  # the head, but no embedding
 
 
 def test_sheet_holds_the_answers(gpt4: Shape) -> None:
