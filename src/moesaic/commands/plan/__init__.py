@@ -2,9 +2,12 @@
 
 import typer
 
+from moesaic.commands.plan.failures import failures
+
 plan_app = typer.Typer(
     help="Price a system: parameters, memory, time, failures, serving, money; check claims.",
     epilog="Example: moesaic plan params gpt4",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+plan_app.command("failures", epilog="Example: moesaic plan failures gpt4 --gpus 24960 --days 95")(failures)

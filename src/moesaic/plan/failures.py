@@ -1,0 +1,92 @@
+"""A run on a machine that breaks: how often, how often to save, what share of the time is work, how many spares."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesaic.errors import PlanError
+from moesaic.plan.goodput import (
+    LLAMA3_RATE,
+    LLAMA3_STORAGE,
+    STATE_BYTES,
+    checkpoint_time,
+    daly,
+    goodput,
+    mtti,
+    slow_share,
+    spares,
+    young,
+)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What breaks and what that costs. Times in seconds, rates in bytes/s; rates of failure per device-hour."""
+
+    rate: float = LLAMA3_RATE
+    detect: float = 0.0  # from the failure until it is noticed
+    restart: float = 600.0  # from there until training goes on
+    storage: float = LLAMA3_STORAGE  # bytes/s in all
+    per_device: float = float("inf")  # bytes/s to storage from one device
+    host_copy: float | None = None  # bytes/s from a device into host memory: training stands still only for this
+    checkpoint: float | None = None  # seconds that training stands still, in place of what follows from the size
+    slow_rate: float = 0.0  # new slow devices per device-hour
+    slow_found: float = 7200.0
+    slowdown: float = 0.1
+    node: int = 8  # devices that leave together
+    repair: float = 86_400.0
+    confidence: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Raises PlanError for what cannot be."""
+        for name in ("rate", "storage", "per_device", "host_copy", "node"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise PlanError(f"{name} {value:g}: must be positive")
+        for name in ("detect", "restart", "checkpoint", "slow_rate", "slow_found", "slowdown", "repair"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and np.isfinite(value)):
+                raise PlanError(f"{name} {value:g}: must not be negative")
+        if not 0 < self.confidence < 1:
+            raise PlanError(f"confidence {self.confidence:g}: give a probability between 0 and 1, for example 0.99")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a number of devices makes of `Faults`. Times in seconds."""
+
+    mean: float  # time to interruption
+    state: float  # bytes of a checkpoint
+    stall: float  # training stands still for one checkpoint
+    write: float  # until it is safe on storage
+    down: float  # time that one failure costs beside the work since the last checkpoint
+    young: float
+    daly: float
+    interval: float  # the one used: Daly's, but never shorter than a write that goes on behind training
+    goodput: float  # slow devices included
+    slow: float  # share of the time lost to them
+    spare_nodes: int
+
+
+def outcome(parameters: float, devices: int, faults: Faults) -> Outcome:
+    """What failures make of a run of a model of `parameters` on `devices`. Raises PlanError."""
+    if devices < 1:
+        raise PlanError(f"{devices} devices: give at least 1")
+    state = parameters * STATE_BYTES
+    write = float(checkpoint_time(state, faults.storage, devices, faults.per_device))
+    if faults.checkpoint is not None:
+        write = max(write, faults.checkpoint) if faults.host_copy else faults.checkpoint
+    stall = write
+    if faults.host_copy:
+        stall = float(checkpoint_time(state, devices=devices, per_device=faults.host_copy))
+    mean = float(mtti(faults.rate, devices))
+    lag = write - stall if faults.host_copy else 0.0  # a failure in it falls back one checkpoint more
+    down = faults.detect + faults.restart + lag
+    if stall <= 0:
+        raise PlanError("a checkpoint of 0 s: give the seconds that training stands still for one")
+    by_daly = float(daly(stall, mean))
+    interval = max(by_daly, write) if faults.host_copy else by_daly
+    slow = float(slow_share(faults.slow_rate, devices, faults.slow_found, faults.slowdown))
+    share = float(goodput(interval, stall, mean, down)) * (1 - slow)
+    extra = spares(faults.rate, devices, faults.repair, faults.confidence)
+    return Outcome(mean, state, stall, write, down, float(young(stall, mean)), by_daly, interval, share, slow, extra)
