@@ -102,6 +102,13 @@ def test_split_backwards_equal_the_closed_form(plan: Orders, costs: list[int]) -
         assert simulated >= closed - 1e-12
 
 
+@pytest.mark.parametrize(("f", "i", "w"), [(1, 1, 1), (2, 1, 2), (5, 1, 4), (3, 4, 2), (1, 4, 1)])
+@pytest.mark.parametrize(("p", "m", "v"), [(2, 4, 2), (3, 6, 1), (4, 9, 1), (4, 10, 3)])
+def test_split_backwards_wait_for_forwards_or_gradients(f: int, i: int, w: int, p: int, m: int, v: int) -> None:
+    closed = float(zero_bubble(p, m, v, f, i, w))
+    assert simulate(orders("zero_bubble", p, m, v), f, i + w, w / (i + w)).bubble == pytest.approx(closed, abs=1e-12)
+
+
 @given(p=st.integers(1, 8), rounds=st.integers(1, 5))
 def test_split_backwards_idle_less_than_two_chunks(p: int, rounds: int) -> None:
     m = p * rounds
