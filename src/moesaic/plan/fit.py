@@ -49,16 +49,19 @@ class Free:
     @property
     def limit(self) -> float:
         """Largest value: efficiencies and exposed shares are fractions."""
-        bounded = self.path[-1].startswith("exposed") or self.path[-1] in ("memory", "domain", "network", "low_precision")
+        bounded = self.path[-1].startswith("exposed") or self.path[-1] in (
+            "memory",
+            "domain",
+            "network",
+            "low_precision",
+        )
         return 1.0 if bounded or self.path[-2] in ("gemm", "attention") else math.inf
 
 
 def log_ratios(table: Mapping[str, Any], trials: Sequence[Trial]) -> Floats:
     """log(predicted / measured) of each run."""
     stacks = read_stacks(table)
-    return np.array(
-        [math.log(t.best(settings(t.row, stacks[t.stack]))[1] / t.published_seconds()) for t in trials]
-    )
+    return np.array([math.log(t.best(settings(t.row, stacks[t.stack]))[1] / t.published_seconds()) for t in trials])
 
 
 def fit(table: Mapping[str, Any], trials: Sequence[Trial], free: Sequence[Free]) -> Table:

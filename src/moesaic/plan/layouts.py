@@ -97,7 +97,9 @@ def valid(shape: Shape, layouts: Layouts, batch: int) -> NDArray[np.bool_]:
     if shape.latent is None:
         ok &= (kv % L.tp == 0) | (L.tp % kv == 0)
     # Chunks hold the same number of layers; embedding and head may each stand for one (Llama 3, sec. 3.3.2).
-    ok &= (L.chunks == 1) | ((L.pp > 1) & (-shape.n_layers % (L.pp * L.chunks) <= 2) & (L.pp * L.chunks <= shape.n_layers + 2))
+    ok &= (L.chunks == 1) | (
+        (L.pp > 1) & (-shape.n_layers % (L.pp * L.chunks) <= 2) & (L.pp * L.chunks <= shape.n_layers + 2)
+    )
     ok &= (shape.n_experts % L.ep == 0) & ((L.dp * L.cp * L.tp) % (L.ep * L.etp) == 0)
     ok &= ((L.etp == 1) | (L.etp == L.tp)) & (L.micro_batches(batch) >= 1)
     return ok

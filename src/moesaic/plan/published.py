@@ -115,7 +115,9 @@ def _recomputed(layouts: Layouts, seconds: Floats, bytes_: Floats, room: float) 
 def megatron_flop(shape: Shape, seq_len: int, causal: bool = False) -> float:
     """Training FLOP per token as Megatron-LM counts model FLOPs: every product, scores in full or half of them."""
     width = shape.n_heads * (shape.latent.nope_dim + shape.latent.rope_dim if shape.latent else shape.head_dim)
-    products = shape.active_parameters - shape.embedding_parameters + (shape.vocab_size * shape.d_model if shape.tied else 0)
+    products = (
+        shape.active_parameters - shape.embedding_parameters + (shape.vocab_size * shape.d_model if shape.tied else 0)
+    )
     return 6.0 * products + (6.0 if causal else 12.0) * shape.n_layers * seq_len * width
 
 

@@ -40,7 +40,8 @@ class Stack:
     step_ms: float  # data, clipping, optimizer launches of one step
     latency_us: float  # of one collective
     pace: float  # whole steps against this model of them: 1 is as modelled, 1.1 is 10 % slower
-    sigma: float  # standard deviation of log(published / predicted)
+    sigma: float  # standard deviation of log(published / predicted) of dense models
+    sigma_sparse: float  # the same with experts
 
     def rate(self, table: Mapping[str, float], generation: str) -> float:
         """An efficiency for a generation; one that was never calibrated takes the mean of the others."""

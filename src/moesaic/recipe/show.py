@@ -25,7 +25,12 @@ class Difference:
 
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe, defaults included; `read_recipe` gives it back equal."""
-    return "\n".join(_table(recipe.model_dump(mode="json", exclude_none=True), ())).strip() + "\n"
+    return table_to_toml(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def table_to_toml(table: Mapping[str, Any]) -> str:
+    """A plain table as TOML text."""
+    return "\n".join(_table(table, ())).strip() + "\n"
 
 
 def diff(left: Recipe, right: Recipe) -> list[Difference]:
