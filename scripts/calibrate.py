@@ -1,8 +1,7 @@
 """Calibrate the shipped training stacks on the `fit` rows of the published measurements, and write stacks.toml again.
 
     python scripts/calibrate.py            # about a minute
-Constants start where stacks.toml has them now, so a prior is what was known before: run it from the values of
-`git show` when the model changes. Rows of split `check` are never read.
+Constants start from scripts/stacks.prior.toml. Rows of split `check` are never read.
 """
 
 import sys

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moesaic.errors import PlanError
-from moesaic.plan.memory import Floats
+from moesaic.plan.layouts import Array
 from moesaic.plan.published import HALF, Trial, settings
 from moesaic.plan.stack import read_stacks
 
@@ -58,7 +58,7 @@ class Free:
         return 1.0 if bounded or self.path[-2] in ("gemm", "attention") else math.inf
 
 
-def log_ratios(table: Mapping[str, Any], trials: Sequence[Trial]) -> Floats:
+def log_ratios(table: Mapping[str, Any], trials: Sequence[Trial]) -> Array:
     """log(predicted / measured) of each run."""
     stacks = read_stacks(table)
     return np.array([math.log(t.best(settings(t.row, stacks[t.stack]))[1] / t.published_seconds()) for t in trials])
@@ -78,13 +78,13 @@ def fit(table: Mapping[str, Any], trials: Sequence[Trial], free: Sequence[Free])
     start = np.log([f.read(table) for f in free])
     limit = np.log([max(f.limit, f.read(table)) for f in free]) + 1e-9
 
-    def moved(x: Floats) -> Table:
+    def moved(x: Array) -> Table:
         changed = copy.deepcopy(dict(table))
         for f, value in zip(free, x, strict=True):
             f.write(changed, float(np.exp(value)))
         return changed
 
-    def residuals(x: Floats) -> Floats:
+    def residuals(x: Array) -> Array:
         prior = (x - start) / [f.sd for f in free]
         return np.concatenate([log_ratios(moved(x), trials) * weight, prior])
 
@@ -97,8 +97,8 @@ def fit(table: Mapping[str, Any], trials: Sequence[Trial], free: Sequence[Free])
     return out
 
 
-def spread(ratios: Floats, prior: float, worth: float = 4.0) -> float:
-    """Standard deviation of log ratios, as if `worth` further runs had shown `prior`. Median-based, so an outlier is one."""
+def spread(ratios: Array, prior: float, worth: float = 4.0) -> float:
+    """Standard deviation of log ratios, as if `worth` further runs had shown `prior`; an outlier counts as one run."""
     if not len(ratios):
         return prior
     seen = 1.4826 * float(np.median(np.abs(ratios)))

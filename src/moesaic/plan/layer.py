@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesaic.plan.device import Device
 from moesaic.plan.job import Job
-from moesaic.plan.layouts import SELECTIVE, Layouts
+from moesaic.plan.layouts import SELECTIVE, Array, Layouts
 from moesaic.plan.memory import attention_on_rank
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
 
-Floats = NDArray[np.float64]
 TILE = 128  # rows that a matrix product computes together: an expert's last tile is half empty on average
 BACKWARD = 2.0  # of forward: two products for each
 FLASH_BACKWARD = 2.5  # the scores are computed again (Dao et al. 2022)
@@ -22,17 +20,17 @@ FLASH_BACKWARD = 2.5  # the scores are computed again (Dao et al. 2022)
 class LayerTime:
     """Seconds, forward and backward together except `forward`."""
 
-    forward: Floats
-    backward: Floats
-    gemm: Floats
-    attention: Floats
-    elementwise: Floats
-    tensor_parallel: Floats
-    expert_parallel: Floats
-    stalls: Floats
+    forward: Array
+    backward: Array
+    gemm: Array
+    attention: Array
+    elementwise: Array
+    tensor_parallel: Array
+    expert_parallel: Array
+    stalls: Array
 
     @property
-    def parts(self) -> tuple[Floats, ...]:
+    def parts(self) -> tuple[Array, ...]:
         """All fields in order."""
         return tuple(getattr(self, name) for name in LayerTime.__dataclass_fields__)
 
@@ -43,25 +41,24 @@ class LayerTimes:
 
     dense: LayerTime
     sparse: LayerTime
-    head: Floats
+    head: Array
 
 
 def layer_times(shape: Shape, job: Job, layouts: Layouts, device: Device, stack: Stack) -> LayerTimes:
     """Seconds of the layers of a stage on one micro-batch of each layout."""
     L = layouts
-    tp, d, heads = L.tp, shape.d_model, shape.n_heads
+    tp, d = L.tp, shape.d_model
     tokens = L.micro_batch * job.seq_len / L.cp
     split = tp if stack.sequence_parallel else np.ones_like(tp)
     peak = device.peak(job.precision) * stack.rate(stack.gemm, device.generation)
     peak *= 1.0 if job.precision in ("bf16", "fp16") else stack.low_precision
     bandwidth = device.memory_tb_s * 1e12 * stack.memory
 
-    def product(weights: Floats, rows: Floats, moved: Floats, used: Floats | float = 1.0) -> Floats:
+    def product(weights: Array, rows: Array, moved: Array, used: Array | float = 1.0) -> Array:
         """Rows times `weights` elements, `moved` values read and written, rows filled to tiles by `used`."""
         return 2 * weights * rows * used / peak + 2 * (weights + moved) / bandwidth
 
     # attention
-    width = heads * (shape.latent.value_dim if shape.latent else shape.head_dim) / tp
     projections = attention_on_rank(shape, tp)
     attention_gemm = product(projections, tokens, tokens * (2 * d + projections / d))
     core, core_backward = _core(shape, job, L, device, stack, tokens)
@@ -107,12 +104,12 @@ def layer_times(shape: Shape, job: Job, layouts: Layouts, device: Device, stack:
 
 
 def _layer(
-    gemm: Floats,
-    core: Floats,
-    core_backward: Floats,
-    element: Floats,
-    tp: Floats,
-    ep: Floats,
+    gemm: Array,
+    core: Array,
+    core_backward: Array,
+    element: Array,
+    tp: Array,
+    ep: Array,
     host: tuple[float, float],
 ) -> LayerTime:
     """Forward and backward of a layer from its forward parts. `host`: seconds to launch it, seconds it waits for."""
@@ -134,13 +131,10 @@ def _layer(
     )
 
 
-def _core(shape: Shape, job: Job, L: Layouts, device: Device, stack: Stack, tokens: Floats) -> tuple[Floats, Floats]:
-    """Scores, softmax and their product with the values: forward, backward (with what selective mode computes again)."""
+def _core(shape: Shape, job: Job, L: Layouts, device: Device, stack: Stack, tokens: Array) -> tuple[Array, Array]:
+    """Scores, softmax, product with the values: forward, and backward with what selective mode computes again."""
     seen = keys_seen(shape, job.seq_len, causal=stack.flash)
-    if a := shape.latent:
-        width = a.nope_dim + a.rope_dim + a.value_dim
-    else:
-        width = 2 * shape.head_dim
+    width = a.nope_dim + a.rope_dim + a.value_dim if (a := shape.latent) else 2 * shape.head_dim
     flop = 2 * tokens * seen * width * shape.n_heads / L.tp
     peak = device.peak("fp16" if job.precision == "fp16" else "bf16")
     if stack.flash:
@@ -168,14 +162,14 @@ def keys_seen(shape: Shape, seq_len: int, causal: bool) -> float:
     return share * mean(min(shape.window, seq_len)) + (1 - share) * full
 
 
-def all_reduce(device: Device, stack: Stack, bytes_: Floats, size: NDArray[np.int64]) -> Floats:
+def all_reduce(device: Device, stack: Stack, bytes_: Array, size: Array) -> Array:
     """Ring all-reduce, or the reduce-scatter and all-gather that take its place, over neighbouring ranks."""
     inside = size <= device.domain
     rate = np.where(inside, device.domain_gb_s * stack.domain, device.network_gb_s * stack.network) * 1e9
     return np.where(size > 1, 2 * (1 - 1 / size) * bytes_ / rate + stack.latency_us * 1e-6, 0.0)
 
 
-def _all_to_all(L: Layouts, device: Device, stack: Stack, bytes_: Floats) -> Floats:
+def _all_to_all(L: Layouts, device: Device, stack: Stack, bytes_: Array) -> Array:
     """Seconds to send `bytes_` of a rank's tokens to the ranks of its experts."""
     span = np.where(L.etp > 1, L.ep * L.tp * L.cp, L.ep)  # folded groups are neighbours, others skip tensor ranks
     nodes = np.maximum(span / device.domain, 1)

@@ -6,13 +6,14 @@ them over data and tensor ranks (one whole expert on a rank), `etp = tp` splits 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesaic.plan.shape import Shape
 
-Ints = NDArray[np.int64]
+Array = NDArray[Any]  # of numbers, one for each layout
 NONE, SELECTIVE, FULL = 0, 1, 2  # codes of `recompute`
 RECOMPUTE = ("none", "selective", "full")
 
@@ -21,32 +22,32 @@ RECOMPUTE = ("none", "selective", "full")
 class Layouts:
     """Arrays of one length, one layout at each index."""
 
-    tp: Ints
-    pp: Ints
-    cp: Ints
-    dp: Ints
-    ep: Ints
-    etp: Ints
-    micro_batch: Ints  # sequences
-    chunks: Ints  # model chunks on a stage: 1 is plain 1F1B, more is interleaved
-    zero: Ints  # ZeRO stage: 0 to 3
-    recompute: Ints  # NONE, SELECTIVE, FULL
+    tp: Array
+    pp: Array
+    cp: Array
+    dp: Array
+    ep: Array
+    etp: Array
+    micro_batch: Array  # sequences
+    chunks: Array  # model chunks on a stage: 1 is plain 1F1B, more is interleaved
+    zero: Array  # ZeRO stage: 0 to 3
+    recompute: Array  # NONE, SELECTIVE, FULL
 
     @classmethod
     def of(
         cls,
-        tp: int | Ints = 1,
-        pp: int | Ints = 1,
-        cp: int | Ints = 1,
-        dp: int | Ints = 1,
-        ep: int | Ints = 1,
-        etp: int | Ints | None = None,
-        micro_batch: int | Ints = 1,
-        chunks: int | Ints = 1,
-        zero: int | Ints = 1,
-        recompute: int | Ints = NONE,
+        tp: int | Array = 1,
+        pp: int | Array = 1,
+        cp: int | Array = 1,
+        dp: int | Array = 1,
+        ep: int | Array = 1,
+        etp: int | Array | None = None,
+        micro_batch: int | Array = 1,
+        chunks: int | Array = 1,
+        zero: int | Array = 1,
+        recompute: int | Array = NONE,
     ) -> "Layouts":
-        """Layouts from scalars and arrays, broadcast. Without `etp`, experts are split like dense blocks when ep = 1."""
+        """Layouts from scalars and arrays, broadcast. Without `etp`, experts are split over tp only when ep = 1."""
         etp = np.where(np.asarray(ep) == 1, tp, 1) if etp is None else etp
         given = np.broadcast_arrays(tp, pp, cp, dp, ep, etp, micro_batch, chunks, zero, recompute)
         return cls(*(np.atleast_1d(np.asarray(a, dtype=np.int64)) for a in given))
@@ -54,20 +55,21 @@ class Layouts:
     def __len__(self) -> int:
         return len(self.tp)
 
-    def __getitem__(self, index: slice | NDArray[np.bool_] | Ints) -> "Layouts":
+    def __getitem__(self, index: slice | Array) -> "Layouts":
         return Layouts(*(getattr(self, f.name)[index] for f in fields(self)))
 
     @property
-    def world(self) -> Ints:
+    def world(self) -> Array:
         """Devices of each layout."""
-        return self.tp * self.pp * self.cp * self.dp
+        world: Array = self.tp * self.pp * self.cp * self.dp
+        return world
 
     @property
-    def edp(self) -> Ints:
+    def edp(self) -> Array:
         """Replicas of each expert shard."""
         return self.dp * self.cp * self.tp // (self.ep * self.etp)
 
-    def micro_batches(self, batch: int) -> Ints:
+    def micro_batches(self, batch: int) -> Array:
         """Micro-batches of one replica in a step of at most `batch` sequences.
 
         Interleaved schedules take whole rounds of `pp` only (Megatron-LM); what does not divide is left out.
@@ -89,11 +91,11 @@ def join(parts: Sequence[Layouts]) -> Layouts:
     return Layouts(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Layouts)))
 
 
-def valid(shape: Shape, layouts: Layouts, batch: int) -> NDArray[np.bool_]:
-    """Which layouts can run at all: every divisibility rule, in one array. Sec. `problems` words them."""
+def valid(shape: Shape, layouts: Layouts, batch: int) -> Array:
+    """Which layouts can run at all: every divisibility rule, in one array."""
     L = layouts
     kv = shape.n_kv_heads
-    ok = (shape.n_heads % L.tp == 0) & (shape.d_model % L.tp == 0) & (L.pp <= shape.n_layers)
+    ok: Array = (shape.n_heads % L.tp == 0) & (shape.d_model % L.tp == 0) & (L.pp <= shape.n_layers)
     if shape.latent is None:
         ok &= (kv % L.tp == 0) | (L.tp % kv == 0)
     # Chunks hold the same number of layers; embedding and head may each stand for one (Llama 3, sec. 3.3.2).

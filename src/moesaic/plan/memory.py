@@ -7,14 +7,12 @@ grouped-query and latent attention, gated blocks and experts are priced too.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesaic.plan.job import Job
-from moesaic.plan.layouts import FULL, SELECTIVE, Layouts
+from moesaic.plan.layouts import FULL, SELECTIVE, Array, Layouts
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
 
-Floats = NDArray[np.float64]
 CONTEXT_BYTES = 1.5e9  # CUDA context, NCCL buffers, cuBLAS workspace
 FRAGMENTATION = 0.03  # of everything that is allocated
 WEIGHT_BYTES = 2
@@ -24,21 +22,21 @@ WEIGHT_BYTES = 2
 class Memory:
     """Bytes on one device of the heaviest stage."""
 
-    weights: Floats
-    gradients: Floats
-    optimizer: Floats
-    gathered: Floats  # parameters that ZeRO-3 holds whole for the layers at work
-    activations: Floats
-    logits: Floats
-    reserve: Floats
+    weights: Array
+    gradients: Array
+    optimizer: Array
+    gathered: Array  # parameters that ZeRO-3 holds whole for the layers at work
+    activations: Array
+    logits: Array
+    reserve: Array
 
     @property
-    def allocated(self) -> Floats:
+    def allocated(self) -> Array:
         """What the framework's allocator hands out."""
         return self.weights + self.gradients + self.optimizer + self.gathered + self.activations + self.logits
 
     @property
-    def total(self) -> Floats:
+    def total(self) -> Array:
         """With context, buffers and fragmentation."""
         return self.allocated + self.reserve
 
@@ -47,13 +45,13 @@ class Memory:
 class RankParameters:
     """Parameters that one rank holds of one layer, and of embedding and head."""
 
-    dense_layer: Floats
-    sparse_layer: Floats  # without routed experts
-    experts: Floats  # routed experts of one sparse layer
-    embedding: Floats
+    dense_layer: Array
+    sparse_layer: Array  # without routed experts
+    experts: Array  # routed experts of one sparse layer
+    embedding: Array
 
 
-def attention_on_rank(shape: Shape, tp: Floats | NDArray[np.int64]) -> Floats:
+def attention_on_rank(shape: Shape, tp: Array) -> Array:
     """Attention weights of one layer on one tensor rank; key/value heads fewer than ranks are replicated."""
     d, h = shape.d_model, shape.n_heads
     if a := shape.latent:
@@ -121,12 +119,12 @@ def _stage(
     job: Job,
     L: Layouts,
     parts: RankParameters,
-    activation: tuple[Floats, Floats, Floats, Floats],
+    activation: tuple[Array, Array, Array, Array],
     first: bool,
-    layers: Floats,
-    flight: Floats,
-    vocabulary: Floats,
-    has_head: bool | NDArray[np.bool_],
+    layers: Array,
+    flight: Array,
+    vocabulary: Array,
+    has_head: bool | Array,
     stack: Stack,
 ) -> Memory:
     dense = dense_layers(shape, L, layers, first)
@@ -136,8 +134,9 @@ def _stage(
     replicas, expert_replicas = L.dp * L.cp, L.edp
     z1, z2, z3 = (L.zero >= n for n in (1, 2, 3))
 
-    def shared(bytes_each: float, when: NDArray[np.bool_]) -> Floats:
-        return bytes_each * np.where(when, plain / replicas + routed / expert_replicas, plain + routed)
+    def shared(bytes_each: float, when: Array) -> Array:
+        held: Array = np.where(when, plain / replicas + routed / expert_replicas, plain + routed)
+        return bytes_each * held
 
     dense_kept, sparse_kept, dense_work, sparse_work = activation
     kept = flight * (dense * dense_kept + sparse * sparse_kept)
@@ -155,7 +154,7 @@ def _stage(
     )
 
 
-def dense_layers(shape: Shape, L: Layouts, layers: Floats, first: bool) -> Floats:
+def dense_layers(shape: Shape, L: Layouts, layers: Array, first: bool) -> Array:
     """Layers without experts among `layers` of a stage.
 
     They come first in the model; where they do not all fit the first stage (every second layer is sparse, say) they
@@ -169,16 +168,19 @@ def dense_layers(shape: Shape, L: Layouts, layers: Floats, first: bool) -> Float
     return np.where(together, float(shape.dense_layers) * first, spread)
 
 
-def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple[Floats, Floats, Floats, Floats]:
+def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple[Array, Array, Array, Array]:
     """Bytes of one micro-batch in one layer: kept for the backward pass by a dense and by a sparse layer, and whole."""
     tp = L.tp
     d, h = shape.d_model, shape.n_heads
     tokens = L.micro_batch * job.seq_len / L.cp
     split = tp if stack.sequence_parallel else np.ones_like(tp)
     mask = d / split if stack.dropout else 0.0
+    operands: Array
     if a := shape.latent:
-        operands = 2 * (a.kv_rank + a.rope_dim + (a.q_rank or 0))
-        operands = operands + 2 * h * (2 * (a.nope_dim + a.rope_dim) + 2 * a.value_dim) / tp
+        operands = (
+            2 * (a.kv_rank + a.rope_dim + (a.q_rank or 0))
+            + 2 * h * (2 * (a.nope_dim + a.rope_dim) + 2 * a.value_dim) / tp
+        )
     else:
         kv = 2 * shape.n_kv_heads * shape.head_dim / np.minimum(tp, shape.n_kv_heads)
         operands = 4 * h * shape.head_dim / tp + 2 * kv  # queries, attention's output, keys and values
@@ -192,8 +194,9 @@ def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple
     norm_kept = np.where(saved, 2 * d / split, norm_and_input)
     attention = norm_kept + operands + core + mask
 
-    def block(width: int, share: NDArray[np.int64]) -> Floats:
-        return 2 * width * (shape.ffn_matrices - saved) / share
+    def block(width: int, share: Array) -> Array:
+        kept: Array = 2 * width * (shape.ffn_matrices - saved) / share
+        return kept
 
     dense = attention + norm_kept + block(shape.d_ff, tp) + mask
     routed = shape.top_k * job.imbalance * np.where(L.etp > 1, 1.0, 1 / tp)  # copies of a token on this rank
@@ -211,7 +214,7 @@ def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple
     )
 
 
-def _heavier(one: Memory, other: Memory, counts: NDArray[np.bool_]) -> Memory:
+def _heavier(one: Memory, other: Memory, counts: Array) -> Memory:
     """Of two stages the one that needs more, where the second exists at all."""
     second = (other.total > one.total) & counts
     if not second.any():

@@ -15,8 +15,8 @@ import numpy as np
 from moesaic.errors import PlanError
 from moesaic.plan.device import Device, device
 from moesaic.plan.job import Job
-from moesaic.plan.layouts import FULL, NONE, SELECTIVE, Layouts, valid
-from moesaic.plan.memory import Floats, Memory, memory
+from moesaic.plan.layouts import FULL, NONE, SELECTIVE, Array, Layouts, valid
+from moesaic.plan.memory import Memory, memory
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import shape_for_row
 from moesaic.plan.stack import Stack, stack
@@ -93,7 +93,7 @@ class Trial:
         return tokens * flop / (rate * self.devices)
 
 
-def _recomputed(layouts: Layouts, seconds: Floats, bytes_: Floats, room: float) -> Floats:
+def _recomputed(layouts: Layouts, seconds: Array, bytes_: Array, room: float) -> Array:
     """What fitting costs: a layout too large for the device recomputes as many layers in full as it must.
 
     `layouts` lists the modes of each micro-batch and interleave one after another; infinite where nothing fits.
@@ -127,7 +127,7 @@ def rows(path: Path | None = None) -> list[Row]:
         text = (files("moesaic.plan").joinpath("published.csv") if path is None else path).read_text(encoding="utf-8")
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}") from error
-    found = list(csv.DictReader(text.splitlines()))
+    found: list[Row] = list(csv.DictReader(text.splitlines()))
     if not found or {"id", "metric", "value"} - found[0].keys():
         raise PlanError(f"{path}: needs columns id, metric, value and those of docs/plan-validate.md")
     return found

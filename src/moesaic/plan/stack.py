@@ -12,7 +12,7 @@ from moesaic.errors import PlanError
 
 @dataclass(frozen=True)
 class Stack:
-    """A training stack. Efficiencies are fractions of the nominal rate; `exposed_*` the share of traffic that nothing hides."""
+    """A training stack. Efficiencies are fractions of nominal rates; `exposed_*` is the share that nothing hides."""
 
     name: str
     label: str

@@ -9,17 +9,15 @@ and the optimizer stays exposed.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesaic.plan.device import Device
 from moesaic.plan.job import Job
 from moesaic.plan.layer import LayerTime, layer_times
-from moesaic.plan.layouts import FULL, Layouts
+from moesaic.plan.layouts import FULL, Array, Layouts
 from moesaic.plan.memory import WEIGHT_BYTES, dense_layers, on_rank
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
 
-Floats = NDArray[np.float64]
 ZERO_BUBBLE_FILL = 1 / 3  # ZB-H1 leaves (p - 1)(F + B - W), and F = B = W (Qi et al. 2024, arXiv:2401.10241, tab. 1)
 
 
@@ -27,23 +25,23 @@ ZERO_BUBBLE_FILL = 1 / 3  # ZB-H1 leaves (p - 1)(F + B - W), and F = B = W (Qi e
 class StepTime:
     """Seconds of one step, by what they are spent on. Their sum is the step."""
 
-    gemm: Floats
-    attention: Floats
-    elementwise: Floats
-    recompute: Floats
-    tensor_parallel: Floats
-    expert_parallel: Floats
-    stalls: Floats  # the host, and waiting for the slowest expert
-    pipeline: Floats  # sending activations and gradients between stages
-    bubble: Floats
-    data_parallel: Floats
-    optimizer: Floats
-    pace: Floats  # what the stack needs beyond the model
-    micro_batches: NDArray[np.int64]
-    bubble_fraction: Floats
+    gemm: Array
+    attention: Array
+    elementwise: Array
+    recompute: Array
+    tensor_parallel: Array
+    expert_parallel: Array
+    stalls: Array  # the host, and waiting for the slowest expert
+    pipeline: Array  # sending activations and gradients between stages
+    bubble: Array
+    data_parallel: Array
+    optimizer: Array
+    pace: Array  # what the stack needs beyond the model
+    micro_batches: Array
+    bubble_fraction: Array
 
     @property
-    def total(self) -> Floats:
+    def total(self) -> Array:
         """Seconds of the step."""
         return sum(getattr(self, name) for name in PARTS)  # type: ignore[no-any-return]
 
@@ -107,17 +105,17 @@ def exchange(
     L: Layouts,
     device: Device,
     stack: Stack,
-    plain: Floats,
-    routed: Floats,
-    m: NDArray[np.int64],
-    busy: Floats,
-) -> Floats:
+    plain: Array,
+    routed: Array,
+    m: Array,
+    busy: Array,
+) -> Array:
     """Exposed seconds of gradient reduction and parameter gathering in a step."""
     dense_rate = group_rate(device, stack, L.dp * L.cp, L.tp)
     expert_rate = group_rate(device, stack, L.edp, L.ep * L.etp)
     dense_share, expert_share = 1 - 1 / (L.dp * L.cp), 1 - 1 / L.edp
 
-    def seconds(bytes_each: float) -> Floats:
+    def seconds(bytes_each: float) -> Array:
         return bytes_each * (plain * dense_share / dense_rate + routed * expert_share / expert_rate)
 
     once = seconds(job.gradient_bytes + WEIGHT_BYTES) * stack.exposed_dp
@@ -128,7 +126,7 @@ def exchange(
     return np.where(L.zero >= 3, m * exposed, once)
 
 
-def group_rate(device: Device, stack: Stack, size: Floats, inside: Floats) -> Floats:
+def group_rate(device: Device, stack: Stack, size: Array, inside: Array) -> Array:
     """Bytes/s of one member of a group of `size` ranks, `inside` ranks apart (ranks that lie between neighbours).
 
     Members that share a domain share its network cards: a ring enters and leaves a node once for all of them.
