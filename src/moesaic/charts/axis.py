@@ -55,6 +55,6 @@ def log_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     """Powers of ten in [low, high]: some of them when there are many, with 2 and 5 between when there are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     stride = max(1, -(-(last - first) // wanted))
-    between = (1, 2, 5) if last - first < wanted - 1 else (1,)
+    between = (1, 2, 5) if math.log10(high / low) < wanted - 2 else (1,)
     values = [float(m) * 10.0**e for e in range(first, last + 1, stride) for m in between]
     return [v for v in values if low <= v <= high]

@@ -71,7 +71,14 @@ def stylesheet() -> Markup:
 
 def tag(template: str, *values: object) -> Markup:
     """Fill `{}` in `template`, escaping text and rounding coordinates to what can be seen."""
-    return Markup(template.format(*(f"{v:.5g}" if isinstance(v, float) else escape(v) for v in values)))
+    return Markup(template.format(*(f"{v:.5g}" if isinstance(v, float) else _escaped(v) for v in values)))
+
+
+def _escaped(value: object) -> Markup:
+    """Markup as it is; text as text, a control character (which XML cannot hold) as a space."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        value = "".join(c if c.isprintable() else " " for c in value)
+    return escape(value)
 
 
 def label(x: float, y: float, words: str, anchor: str = "start", kind: str = "") -> Markup:

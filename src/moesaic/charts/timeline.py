@@ -64,15 +64,23 @@ def _lane(
     spans: Sequence[Span], name: str, axis: Axis, y: float, high: float, kinds: Mapping[str, str]
 ) -> Iterator[Markup]:
     """A path a kind, with what it adds up to under the pointer."""
-    paths = dict.fromkeys(kinds, "")
-    for left, right, kind in _cells([(axis.place(b), axis.place(e), k) for _, b, e, k in spans]):
-        if kind in paths:
-            paths[kind] += f"M{left:.1f} {y:.5g}H{right:.1f}"
-    for kind, path in paths.items():
+    cells = _cells([(axis.place(b), axis.place(e), k) for _, b, e, k in spans])
+    for kind in kinds:
         own = [e - b for _, b, e, k in spans if k == kind]
+        path = _path([(left, right) for left, right, k in cells if k == kind], y)
         if path:
             told = f"{name}, {kind}: {len(own)} x, {short(sum(own))} of {short(axis.high - axis.low)}"
             yield _stroke(kinds[kind], path, high, told)
+
+
+def _path(cells: Sequence[tuple[float, float]], y: float) -> str:
+    """Level strokes, each from where the last ended: the shortest way to write them, in tenths so that none drifts."""
+    out, at = [f"M0 {y:.5g}"] if cells else [], 0
+    for left, right in cells:
+        begin, end = round(left * 10), max(round(right * 10), round(left * 10) + 1)
+        out.append(f"m{(begin - at) / 10:g} 0h{(end - begin) / 10:g}")
+        at = end
+    return "".join(out)
 
 
 def _cells(spans: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:

@@ -57,6 +57,11 @@ def human(value: float, digits: int = 4) -> str:
     return f"{shown:.{digits}g}"
 
 
+def printable(words: str) -> str:
+    """Without what moves a terminal's cursor: a control character becomes a space."""
+    return "".join(c if c.isprintable() else " " for c in words)
+
+
 def _product(found: re.Match[str] | None, units: dict[str, Decimal | int]) -> float:
     """Number times unit, exact before it is rounded once; NaN when nothing was found."""
     if found is None:
@@ -66,5 +71,5 @@ def _product(found: re.Match[str] | None, units: dict[str, Decimal | int]) -> fl
 
 def _quoted(text: str) -> str:
     """What was given, on one line of bearable length."""
-    line = "".join(c if c.isprintable() else " " for c in text)
+    line = printable(text)
     return line if len(line) <= 40 else f"{line[:40]}..."

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moesaic.plan.quantity import printable
 from moesaic.plan.sheet import Interval
 
 _SPELLED = {
@@ -52,8 +53,3 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
     """Keys of all rows in the order they appear, and whether they hold numbers only."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return [(key, all(is_number(row.get(key)) for row in rows)) for key in keys]
-
-
-def printable(words: str) -> str:
-    """Without what moves a terminal's cursor: a control character becomes a space."""
-    return "".join(c if c.isprintable() else " " for c in words)

@@ -21,6 +21,7 @@ MOST_ROWS = 30  # of a table
 PROSE = 100  # remarks and formulas are read in lines of at most this
 LONGEST_LABEL = 56
 WORDS, FEWEST = 48, 16  # a column of words is at most this wide, and shrinks to this before columns move below
+GAP = 2  # between columns
 PIPED = 1000  # a table that goes into a file or another program stays in one piece
 
 
@@ -41,12 +42,10 @@ def show(sheet: "Sheet", as_json: bool = False, explain: bool = False, html: Pat
 def _print(sheet: "Sheet", explain: bool) -> None:
     from rich.console import Console
 
-    from moesaic.plan.wording import printable
-
     console = Console(highlight=False, emoji=False, markup=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPED
-    _say(console, printable(sheet.title), "bold")
+    _say(console, sheet.title, "bold")
     for section, figures in groupby(sheet.figures, key=lambda f: f.section):
         _say(console, f"\n{section}", "bold")
         _figures(console, list(figures), explain)
@@ -54,7 +53,7 @@ def _print(sheet: "Sheet", explain: bool) -> None:
         _table(console, table)
     for note in sheet.notes:
         console.print()
-        _prose(console, f"note: {printable(note)}", "", "      ")
+        _prose(console, f"note: {note}", "", "      ")
 
 
 def _figures(console: "Console", figures: list["Figure"], explain: bool) -> None:
@@ -97,40 +96,46 @@ def _table(console: "Console", table: "Table") -> None:
     from moesaic.plan.wording import columns_of, heading, misses, text
 
     _say(console, f"\n{table.title}", "bold")
-    if not table.rows:
+    columns = columns_of(table.rows)
+    if not columns:
         _say(console, "  none")
         return
-    columns = columns_of(table.rows)
     rows = table.rows[:MOST_ROWS]
     cells = {key: [text(row.get(key)) for row in rows] for key, _ in columns}
     widths = {}
     for key, is_number in columns:
         longest = max(len(cell) for cell in cells[key])
         word = max(len(w) for w in heading(key).split() or [""])
-        widths[key] = max(longest if is_number else min(longest, WORDS), word)
-    words = [key for key, is_number in columns if not is_number]
-    while words and sum(widths.values()) + 2 * len(widths) > console.width:
-        widest = max(words, key=widths.__getitem__)
-        if widths[widest] <= FEWEST:
-            break
-        widths[widest] -= 1
+        widths[key] = max(longest if is_number else min(longest, WORDS, console.width // 2), word)
+    _squeeze(widths, [key for key, is_number in columns if not is_number], console.width)
     dimmed = [misses(row) for row in rows]
-    for block in _blocks([key for key, _ in columns], widths, console.width):
+    for number, block in enumerate(_blocks([key for key, _ in columns], widths, console.width)):
+        if number:
+            console.print()
         _block(console, [(key, dict(columns)[key], widths[key], cells[key]) for key in block], dimmed)
     if len(table.rows) > len(rows):
         _say(console, f"  ... {len(table.rows) - len(rows):,} more rows, --json shows all", "dim")
 
 
+def _squeeze(widths: dict[str, int], words: list[str], room: int) -> None:
+    """Narrow the columns of words until all stand beside each other; leave them when they cannot."""
+    total = sum(widths.values()) + GAP * len(widths)
+    if total - sum(max(0, widths[key] - FEWEST) for key in words) > room:
+        return
+    for _ in range(total - room):
+        widths[max(words, key=widths.__getitem__)] -= 1
+
+
 def _blocks(keys: list[str], widths: dict[str, int], room: int) -> list[list[str]]:
     """The columns that stand beside each other in each part of a table; each part begins with the first column."""
     first, blocks = keys[0], [[keys[0]]]
-    used = widths[first] + 2
+    used = widths[first] + GAP
     for key in keys[1:]:
-        if used + widths[key] + 2 > room and len(blocks[-1]) > 1:
+        if used + widths[key] + GAP > room and len(blocks[-1]) > 1:
             blocks.append([first])
-            used = widths[first] + 2
+            used = widths[first] + GAP
         blocks[-1].append(key)
-        used += widths[key] + 2
+        used += widths[key] + GAP
     return blocks
 
 
@@ -141,14 +146,16 @@ def _block(console: "Console", columns: list[tuple[str, bool, int, list[str]]], 
 
     from moesaic.plan.wording import heading
 
-    drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=True, padding=(0, 1), header_style="bold")
+    drawn = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for key, is_number, width, _ in columns:
         head = Text("\n".join(textwrap.wrap(heading(key), width) or [""]))
-        justify = "right" if is_number else "left"
-        drawn.add_column(head, justify=justify, width=width, overflow="fold", vertical="top")  # type: ignore[arg-type]
+        drawn.add_column(head, justify="right" if is_number else "left", width=width, overflow="fold")
     for row, dim in enumerate(dimmed):
         drawn.add_row(*(Text(cells[row]) for *_, cells in columns), style="dim" if dim else None)
-    console.print(drawn)
+    with console.capture() as capture:
+        console.print(drawn)
+    for line in capture.get().splitlines():
+        print(line.rstrip())
 
 
 def _prose(console: "Console", words: str, first: str, later: str, style: str = "") -> None:
@@ -161,4 +168,7 @@ def _prose(console: "Console", words: str, first: str, later: str, style: str = 
 def _say(console: "Console", line: str, style: str = "") -> None:
     from rich.text import Text
 
-    console.print(Text(line, style=style), soft_wrap=True)
+    from moesaic.plan.quantity import printable
+
+    start = "\n" * line.startswith("\n")  # an empty line before a head
+    console.print(Text(start + printable(line.removeprefix("\n")), style=style), soft_wrap=True)
