@@ -47,8 +47,8 @@ def test_labels_are_escaped() -> None:
 
 
 def test_helpers_of_charts() -> None:
-    assert [short(v) for v in (0, 0.25, 3e-4, 999, 1500, 2e6, 3.1e12)] == [
-        "0", "0.25", "3e-4", "999", "1.5k", "2M", "3.1T",
+    assert [short(v) for v in (0, 0.25, 0.0021, 3e-4, 999, 1500, 2e6, 3.1e12)] == [
+        "0", "0.25", "0.0021", "3e-4", "999", "1.5k", "2M", "3.1T",
     ]  # fmt: skip
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert len(thin([(float(i), 1.0) for i in range(1000)], 100)) == 100
@@ -179,6 +179,15 @@ def test_idle_spans_leave_the_ground_and_known_kinds_keep_their_colour() -> None
     chart = timeline_chart([(0, 0, 1, "all-to-all"), (0, 1, 2, "idle"), (1, 0, 2, "backward")], "s", "stage")
     assert list(chart.legend) == [("s1", "backward"), ("s3", "all-to-all"), ("idle", "idle")]
     assert "idle:" not in str(chart)
+
+
+def test_names_of_close_marks_stand_on_both_sides() -> None:
+    curve = [Series("a", [(0.0, 1.0), (100.0, 2.0)])]
+    chart = str(
+        line_chart(curve, "x", "y", width=1000, marks=[Mark(50, "Daly"), Mark(52, "Young"), Mark(100, "stop here")])
+    )
+    found = re.findall(r'<text class="note" x="([^"]*)" y="[^"]*" text-anchor="(\w+)">([^<]+)<', chart)
+    assert [(anchor, name) for _, anchor, name in found] == [("end", "Daly"), ("start", "Young"), ("end", "stop here")]
 
 
 def test_text_of_any_kind_stays_text() -> None:

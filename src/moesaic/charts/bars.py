@@ -15,6 +15,7 @@ from moesaic.charts.svg import (
     color,
     cut,
     label,
+    marked,
     short,
     tag,
     turned_label,
@@ -60,7 +61,7 @@ def bar_chart(
             drawn.append(
                 label(axis.place(sums[row]) + 5, TOP + row * side + side / 2 + 4, short(sums[row]), kind="note")
             )
-    drawn += _marks(marks, axis, height)
+    drawn += marked([(axis.place(m.x), m.label) for m in marks], left, width, TOP - 4, height - BOTTOM)
     title = f"{value_label} by {category_label}"
     legend = [(kind, name) for name, kind in colors.items()] if len(colors) > 1 else []
     return Picture(Markup("").join(drawn), width, height, title, legend)
@@ -101,7 +102,7 @@ def tornado_chart(
             if side >= 11 and value != centre.x:
                 anchor = "start" if outward else "end"
                 drawn.append(label(place, TOP + row * side + side / 2 + 4, short(value), anchor, "note"))
-    drawn += _marks([centre], axis, height)
+    drawn += marked([(axis.place(centre.x), centre.label)], left, width, TOP - 4, height - BOTTOM)
     legend = [(color(LOWER), "at the low end of the input"), (color(UPPER), "at its high end")]
     return Picture(Markup("").join(drawn), width, height, f"{value_label} by {category_label}", legend)
 
@@ -131,14 +132,3 @@ def _scenery(
 def _bar(kind: str, begin: float, end: float, y: float, high: float, told: str) -> Markup:
     template = '<rect class="bar {}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>'
     return tag(template, kind, float(begin), float(y), float(max(0.0, end - begin)), float(high), told)
-
-
-def _marks(marks: Sequence[Mark], axis: Axis, height: int) -> list[Markup]:
-    """Lines at values of the axis, each name on the side with more room."""
-    out: list[Markup] = []
-    for mark in marks:
-        x = axis.place(mark.x)
-        late = x > (axis.begin + axis.end) / 2
-        out.append(upright("mark", x, TOP - 4, height - BOTTOM))
-        out.append(label(x + (-4 if late else 4), TOP - 8, mark.label, "end" if late else "start", "note"))
-    return out

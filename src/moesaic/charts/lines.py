@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from moesaic.charts.axis import Axis, axis_of
-from moesaic.charts.svg import EMPTY, MIDDLE, Picture, color, label, level, short, tag, turned_label, upright
+from moesaic.charts.svg import EMPTY, END, MIDDLE, Picture, color, label, level, marked, short, tag, turned_label
 
 Point = tuple[float, float]
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 22, 40  # margins of the plot, in SVG units
@@ -78,7 +78,8 @@ def line_chart(
     marks = [m for m in marks if math.isfinite(m.x)]
     x_axis = axis_of([x for x, _ in everything] + [m.x for m in marks], LEFT, width - RIGHT, zero=not log, log=log)
     y_axis = axis_of([y for _, y in everything], height - BOTTOM, TOP, zero, log)
-    parts = [*_axes(x_axis, y_axis, width, height, x_label, y_label), *_marks(marks, x_axis, width, height)]
+    parts = _axes(x_axis, y_axis, width, height, x_label, y_label)
+    parts += marked([(x_axis.place(m.x), m.label) for m in marks], LEFT, width, TOP, height - BOTTOM)
     for one in sorted(shown, key=lambda s: not s.faint):
         places = [(x_axis.place(x), y_axis.place(y)) for x, y in one.points]
         parts.append(_points(one, places, x_label, y_label) if one.alone else _curve(one, places))
@@ -91,23 +92,11 @@ def _axes(x_axis: Axis, y_axis: Axis, width: int, height: int, x_label: str, y_l
     parts: list[Markup] = []
     for value in y_axis.ticks():
         y = y_axis.place(value)
-        parts += [level("grid", LEFT, width - RIGHT, y), label(LEFT - 7, y + 4, short(value), "end")]
+        parts += [level("grid", LEFT, width - RIGHT, y), label(LEFT - 7, y + 4, short(value), END)]
     for value in x_axis.ticks(6 if width < 700 else 10):
         parts.append(label(x_axis.place(value), height - BOTTOM + 16, short(value), MIDDLE))
     parts.append(label((LEFT + width) / 2, height - 6, x_label, MIDDLE))
     parts.append(turned_label((TOP + height - BOTTOM) / 2, y_label))
-    return parts
-
-
-def _marks(marks: Sequence[Mark], x_axis: Axis, width: int, height: int) -> list[Markup]:
-    parts: list[Markup] = []
-    for mark in marks:
-        if x_axis.log and mark.x <= 0:
-            continue
-        x = x_axis.place(mark.x)
-        late = x > width * 0.8
-        parts.append(upright("mark", x, TOP, height - BOTTOM))
-        parts.append(label(x + (-4 if late else 4), TOP - 8, mark.label, "end" if late else "start", "note"))
     return parts
 
 

@@ -101,6 +101,20 @@ def level(kind: str, left: float, right: float, y: float) -> Markup:
     return tag('<path class="{}" d="M{} {}H{}"/>', kind, float(left), float(y), float(right))
 
 
+def marked(marks: Sequence[tuple[float, str]], begin: float, end: float, top: float, bottom: float) -> list[Markup]:
+    """Named vertical lines at coordinates: a name stands right of its line, or left where it would meet another."""
+    out, taken = [], begin
+    ordered = sorted(marks)
+    for i, (x, name) in enumerate(ordered):
+        wide = 8 + len(name) * CHARACTER
+        following = ordered[i + 1][0] if i + 1 < len(ordered) else end
+        left = x + wide > following and (x - wide > taken or x + wide > end)
+        taken = x if left else x + wide
+        out.append(upright("mark", x, top, bottom))
+        out.append(label(x + (-4 if left else 4), top - 6, name, END if left else "start", "note"))
+    return out
+
+
 def color(index: int) -> str:
     """The class of series `index`."""
     return f"s{index % COLORS}"
@@ -113,11 +127,11 @@ def cut(words: str, width: float) -> str:
 
 
 def short(value: float) -> str:
-    """A number as on an axis: 1.5M, 20k, 0.25, 3e-4."""
+    """A number as on an axis: 1.5M, 20k, 0.25, 0.0021, 3e-4."""
     size = abs(value)
     if size >= 0.9995e15:
         return f"{value:.3g}".replace("e+", "e")
     for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if size >= scale * 0.9995:
             return f"{value / scale:.3g}{unit}"
-    return f"{value:.3g}" if size >= 0.01 or value == 0 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
+    return f"{value:.3g}" if size >= 0.001 or value == 0 else f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")

@@ -55,6 +55,20 @@ def test_columns_without_room_follow_below_with_the_first_repeated(
     assert any("the fastest of those" in line for line in lines)
 
 
+def test_words_give_way_so_that_columns_stay_beside_each_other(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    made = Sheet("t")
+    long = "words that could take a whole line for themselves if they were let"
+    made.table("rows", "rows", [{"first": long, "second": long, "number_of_tokens": 123_456_789_012}])
+    lines = printed(capsys, made)
+    assert sum("first" in line for line in lines) == 1
+    (row,) = [line for line in lines if "123,456,789,012" in line]
+    assert row.count("words that could") == 2
+    assert 76 <= max(map(len, lines)) <= 80
+
+
 def test_a_table_that_is_piped_stays_in_one_piece(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,11 +101,11 @@ def test_explain_gives_formula_and_inputs(capsys: pytest.CaptureFixture[str], wi
 
 
 def test_markup_and_control_characters_of_a_name_are_only_text(capsys: pytest.CaptureFixture[str]) -> None:
-    made = Sheet("[bold]x[/] :smile:")
+    made = Sheet("[bold]x[/] :smile: \x1b[2J")
     made.add("[red]s", "k", "[b]label", "a\x1b[2Jb\nc", "", "[i]f[/]")
     made.table("t", "[u]t", [{"[k]_s": "[link=x]y"}])
     out = "\n".join(printed(capsys, made, explain=True))
-    for whole in ("[bold]x[/] :smile:", "[red]s", "[b]label", "= [i]f[/]", "[u]t", "[link=x]y", "a [2Jb c"):
+    for whole in ("[bold]x[/] :smile:  [2J", "[red]s", "[b]label", "= [i]f[/]", "[u]t", "[link=x]y", "a [2Jb c"):
         assert whole in out
     assert "\x1b" not in out
 

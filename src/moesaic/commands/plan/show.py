@@ -42,7 +42,7 @@ def show(sheet: "Sheet", as_json: bool = False, explain: bool = False, html: Pat
 def _print(sheet: "Sheet", explain: bool) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = Console()  # it is given Text only, in which nothing is markup
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPED
     _say(console, sheet.title, "bold")
