@@ -1,4 +1,4 @@
-"""What must stay quick to import stays free of what is slow: torch, NumPy, transformers, rich."""
+"""What must stay quick to import stays free of what is slow: torch, NumPy, transformers, rich, Jinja."""
 
 import subprocess
 import sys
@@ -19,6 +19,7 @@ def imported(code: str) -> set[str]:
         "import moesaic, moesaic.recipe, moesaic.cli",
         "import moesaic.train",
         "import moesaic; moesaic.read_recipe('pocket')",
+        "import moesaic.plan.page, moesaic.plan.quantity, moesaic.commands.plan.show",
         "import moesaic.recipe.show, moesaic.recipe.overrides, moesaic.recipe.docs",
         "from moesaic.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit: pass",
         "from moesaic.cli import main\ntry:\n    main(['recipe', 'show', 'pocket'])\nexcept SystemExit: pass",
@@ -26,7 +27,7 @@ def imported(code: str) -> set[str]:
     ],
 )
 def test_planning_and_help_load_nothing_heavy(code: str) -> None:
-    assert not imported(code) & {"torch", "numpy", "transformers", "tokenizers", "rich"}
+    assert not imported(code) & {"torch", "numpy", "transformers", "tokenizers", "rich", "jinja2"}
 
 
 def test_train_can_be_called_before_and_after_its_package_is_imported() -> None:

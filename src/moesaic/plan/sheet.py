@@ -3,6 +3,7 @@
 One sheet is printed as tables, as JSON with stable keys, as an explanation, or as a page; the verbs only fill it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -48,17 +49,25 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture for the page. `lines` and `points` draw `series` of (x, y); `bars` stacks a series' y over the category
-    of index x; `timeline` draws `spans` of (lane, begin, end, kind), one lane a row."""
+    """A picture for the page.
+
+    `lines` and `points` draw `series` of (x, y); `told[name]` are words under the pointer, one a point. `bars` stacks a
+    series' y over the category of index x. `tornado` draws for each category the span from series `low` to series
+    `high`, around its one mark. `timeline` draws `spans` of (lane, begin, end, kind), one lane a row; kinds are
+    `forward`, `backward`, `weight-gradient`, others; what is `idle` or not covered is idle. `categories` name the
+    bars or lanes. `marks` are lines at (value, name): at an x of lines and points, at a y of bars and tornado.
+    """
 
     key: str
     title: str
-    kind: Literal["lines", "points", "bars", "timeline"]
-    x: str  # name and unit of the axis
+    kind: Literal["lines", "points", "bars", "tornado", "timeline"]
+    x: str  # name and unit of the axis; of bars and tornado: what the categories are
     y: str
     series: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     categories: Sequence[str] = ()
     spans: Sequence[tuple[int, float, float, str]] = ()
+    marks: Sequence[tuple[float, str]] = ()
+    told: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -95,12 +104,25 @@ class Sheet:
         raise KeyError(key)
 
     def to_json(self) -> dict[str, Any]:
-        """Figures by key, tables by key as lists of rows, and `notes`."""
+        """Figures by key, tables by key as lists of rows, and `notes`. What is no number (NaN, infinity) is null."""
         out: dict[str, Any] = {"title": self.title}
-        out |= {f.key: _plain(f.value) for f in self.figures}
-        out |= {t.key: [{k: _plain(v) for k, v in row.items()} for row in t.rows] for t in self.tables}
-        return out | {"notes": list(self.notes)}
+        for figure in self.figures:
+            _put(out, figure.key, _plain(figure.value))
+        for table in self.tables:
+            _put(out, table.key, [{k: _plain(v) for k, v in row.items()} for row in table.rows])
+        _put(out, "notes", list(self.notes))
+        return out
 
 
-def _plain(value: Value) -> Any:
-    return {"p10": value.p10, "p50": value.p50, "p90": value.p90} if isinstance(value, Interval) else value
+def _put(out: dict[str, Any], key: str, value: Any) -> None:
+    if key in out:
+        raise ValueError(f"two entries of a sheet are called {key}")
+    out[key] = value
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it; NumPy's scalars become Python's."""
+    if isinstance(value, Interval):
+        return {"p10": _plain(value.p10), "p50": _plain(value.p50), "p90": _plain(value.p90)}
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

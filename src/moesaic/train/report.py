@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
+from moesaic.charts import Mark, Picture, Series, heat_map, line_chart, short, smooth, stylesheet
 from moesaic.durable import write_durably
 from moesaic.errors import CheckpointError, RecipeError
 from moesaic.recipe import Recipe, check_recipe
-from moesaic.train.charts import Mark, Series, heat_map, line_chart, short, smooth
 from moesaic.train.checkpoint import problem_of
 from moesaic.train.metrics import read_metrics
 
@@ -36,6 +35,7 @@ def write_report(run: Path) -> Path:
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     recipe = _recipe(run / "recipe.toml")
     page = template.render(
+        style=stylesheet(),
         name=recipe.name if recipe else run.name,
         recipe=recipe,
         machine=_words(forecast.get("machine")),
@@ -55,14 +55,14 @@ def write_report(run: Path) -> Path:
     return out
 
 
-def training_charts(steps: Sequence[Line], evaluations: Sequence[Line]) -> dict[str, Markup]:
+def training_charts(steps: Sequence[Line], evaluations: Sequence[Line]) -> dict[str, Picture]:
     """Curves over the run's clock (tokens trained on)."""
     marks = _stage_marks(steps)
 
     def curve(key: str, scale: float = 1.0) -> list[tuple[float, float]]:
         return [(s["tokens"], s[key] * scale) for s in steps if s.get(key) is not None]
 
-    def chart(key: str, label: str, scale: float = 1.0, zero: bool = True) -> Markup:
+    def chart(key: str, label: str, scale: float = 1.0, zero: bool = True) -> Picture:
         return line_chart([Series("", curve(key, scale))], "tokens", label, zero=zero, marks=marks)
 
     loss = [Series("each step", curve("loss"), 0, faint=True)]
@@ -87,7 +87,7 @@ def training_charts(steps: Sequence[Line], evaluations: Sequence[Line]) -> dict[
     }
 
 
-def load_charts(steps: Sequence[Line]) -> dict[str, Markup] | None:
+def load_charts(steps: Sequence[Line]) -> dict[str, Picture] | None:
     """Expert load, even being 1: each expert at the last step, the busiest of each layer over time."""
     loads = [(s["tokens"], s["load"]) for s in steps if s.get("load") and len(s["load"][0]) > 1]
     if not loads:
@@ -105,9 +105,9 @@ def load_charts(steps: Sequence[Line]) -> dict[str, Markup] | None:
     }
 
 
-def position_charts(looks: Sequence[Line], recipe: Recipe | None) -> list[tuple[str, Markup]]:
+def position_charts(looks: Sequence[Line], recipe: Recipe | None) -> list[tuple[str, Picture]]:
     """Loss by position for each stage that was looked at before and after, or only after."""
-    out: list[tuple[str, Markup]] = []
+    out: list[tuple[str, Picture]] = []
     lengths = {s.name: s.seq_len for s in recipe.stages} if recipe else {}
     names = list(lengths)
     for stage in dict.fromkeys(line["stage"] for line in looks):

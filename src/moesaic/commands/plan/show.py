@@ -1,16 +1,28 @@
 """How a sheet is shown: as tables, as JSON, with every formula, or as a page."""
 
 import json
+import os
+import textwrap
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from moesaic.plan.sheet import Figure, Sheet, Value
+    from rich.console import Console
+
+    from moesaic.plan.sheet import Figure, Sheet, Table
 
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Print the formula and the inputs of each number.")]
 HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML file with pictures.")]
+
+MOST_ROWS = 30  # of a table
+PROSE = 100  # remarks and formulas are read in lines of at most this
+LONGEST_LABEL = 56
+WORDS, FEWEST = 48, 16  # a column of words is at most this wide, and shrinks to this before columns move below
+GAP = 2  # between columns
+PIPED = 1000  # a table that goes into a file or another program stays in one piece
 
 
 def show(sheet: "Sheet", as_json: bool = False, explain: bool = False, html: Path | None = None) -> None:
@@ -20,57 +32,143 @@ def show(sheet: "Sheet", as_json: bool = False, explain: bool = False, html: Pat
 
         write_page(sheet, html)
     if as_json:
-        print(json.dumps(sheet.to_json(), indent=2))
+        print(json.dumps(sheet.to_json(), indent=2, allow_nan=False))
         return
     _print(sheet, explain)
     if html is not None:
-        print(f"page: {html}")
+        print(f"\npage: {html}")
 
 
 def _print(sheet: "Sheet", explain: bool) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console(highlight=False)
-    console.print(f"[bold]{sheet.title}[/]")
-    section = ""
-    for figure in sheet.figures:
-        if figure.section != section:
-            section = figure.section
-            console.print(f"\n[bold]{section}[/]")
-        console.print(f"  {figure.label:<44} {text(figure.value)} {figure.unit}".rstrip(), markup=False)
-        if explain:
-            console.print(f"      = {_explained(figure)}", style="dim", markup=False)
+    console = Console()  # it is given Text only, in which nothing is markup
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED
+    _say(console, sheet.title, "bold")
+    for section, figures in groupby(sheet.figures, key=lambda f: f.section):
+        _say(console, f"\n{section}", "bold")
+        _figures(console, list(figures), explain)
     for table in sheet.tables:
-        drawn = Table(title=table.title, title_justify="left", title_style="bold")
-        for key in table.rows[0] if table.rows else ():
-            numbers = all(isinstance(row[key], (int, float)) for row in table.rows)
-            drawn.add_column(key.replace("_", " "), justify="right" if numbers else "left", overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*(text(v) for v in row.values()))
-        console.print()
-        console.print(drawn, markup=False)
+        _table(console, table)
     for note in sheet.notes:
-        console.print(f"\nnote: {note}", markup=False)
+        console.print()
+        _prose(console, f"note: {note}", "", "      ")
 
 
-def _explained(figure: "Figure") -> str:
-    inputs = ", ".join(f"{name} = {text(value)}" for name, value in figure.inputs.items())
-    return f"{figure.formula}{f'   with {inputs}' if inputs else ''}"
-
-
-def text(value: "Value") -> str:
-    """A value as people read it: thousands in groups, four significant digits, p50 with its interval."""
+def _figures(console: "Console", figures: list["Figure"], explain: bool) -> None:
+    """A line a figure; labels, numbers and units of a section stand in columns of their own."""
     from moesaic.plan.sheet import Interval
+    from moesaic.plan.wording import is_number, text
 
-    if isinstance(value, Interval):
-        return f"{text(value.p50)} ({text(value.p10)} to {text(value.p90)})"
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.4g}"
-    return f"{value:.4g}"
+    values = [text(f.value.p50 if isinstance(f.value, Interval) else f.value) for f in figures]
+    label_width = min(LONGEST_LABEL, max(len(f.label) for f in figures))
+    width = max((len(v) for f, v in zip(figures, values, strict=True) if is_number(f.value)), default=0)
+    unit_width = max((len(f.unit) for f in figures if isinstance(f.value, Interval)), default=0)
+    for figure, value in zip(figures, values, strict=True):
+        words = f"{value:>{width}}" if is_number(figure.value) else value
+        line = f"{figure.label:<{label_width}}  {words} {figure.unit}"
+        if isinstance(figure.value, Interval):
+            line = (
+                f"{line:<{label_width + width + 3 + unit_width}}  {text(figure.value.p10)} to {text(figure.value.p90)}"
+            )
+        hanging = " " * (label_width + 4)
+        if len(line) + 2 <= console.width or len(hanging) > console.width / 2:
+            _say(console, f"  {line.rstrip()}")
+        else:
+            _prose(console, line.rstrip(), "  ", hanging)
+        if explain:
+            _explain(console, figure)
+
+
+def _explain(console: "Console", figure: "Figure") -> None:
+    from moesaic.plan.wording import text
+
+    if figure.formula:
+        _prose(console, figure.formula, "      = ", "        ", "dim")
+    if figure.inputs:
+        inputs = ", ".join(f"{name} = {text(value)}" for name, value in figure.inputs.items())
+        _prose(console, inputs, "        with ", "             ", "dim")
+
+
+def _table(console: "Console", table: "Table") -> None:
+    """The first rows of a table. Columns that do not fit beside the others follow below, with the first repeated."""
+    from moesaic.plan.wording import columns_of, heading, misses, text
+
+    _say(console, f"\n{table.title}", "bold")
+    columns = columns_of(table.rows)
+    if not columns:
+        _say(console, "  none")
+        return
+    rows = table.rows[:MOST_ROWS]
+    cells = {key: [text(row.get(key)) for row in rows] for key, _ in columns}
+    widths = {}
+    for key, is_number in columns:
+        longest = max(len(cell) for cell in cells[key])
+        word = max(len(w) for w in heading(key).split() or [""])
+        widths[key] = max(longest if is_number else min(longest, WORDS, console.width // 2), word)
+    _squeeze(widths, [key for key, is_number in columns if not is_number], console.width)
+    dimmed = [misses(row) for row in rows]
+    for number, block in enumerate(_blocks([key for key, _ in columns], widths, console.width)):
+        if number:
+            console.print()
+        _block(console, [(key, dict(columns)[key], widths[key], cells[key]) for key in block], dimmed)
+    if len(table.rows) > len(rows):
+        _say(console, f"  ... {len(table.rows) - len(rows):,} more rows, --json shows all", "dim")
+
+
+def _squeeze(widths: dict[str, int], words: list[str], room: int) -> None:
+    """Narrow the columns of words until all stand beside each other; leave them when they cannot."""
+    total = sum(widths.values()) + GAP * len(widths)
+    if total - sum(max(0, widths[key] - FEWEST) for key in words) > room:
+        return
+    for _ in range(total - room):
+        widths[max(words, key=widths.__getitem__)] -= 1
+
+
+def _blocks(keys: list[str], widths: dict[str, int], room: int) -> list[list[str]]:
+    """The columns that stand beside each other in each part of a table; each part begins with the first column."""
+    first, blocks = keys[0], [[keys[0]]]
+    used = widths[first] + GAP
+    for key in keys[1:]:
+        if used + widths[key] + GAP > room and len(blocks[-1]) > 1:
+            blocks.append([first])
+            used = widths[first] + GAP
+        blocks[-1].append(key)
+        used += widths[key] + GAP
+    return blocks
+
+
+def _block(console: "Console", columns: list[tuple[str, bool, int, list[str]]], dimmed: list[bool]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from moesaic.plan.wording import heading
+
+    drawn = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for key, is_number, width, _ in columns:
+        head = Text("\n".join(textwrap.wrap(heading(key), width) or [""]))
+        drawn.add_column(head, justify="right" if is_number else "left", width=width, overflow="fold")
+    for row, dim in enumerate(dimmed):
+        drawn.add_row(*(Text(cells[row]) for *_, cells in columns), style="dim" if dim else None)
+    with console.capture() as capture:
+        console.print(drawn)
+    for line in capture.get().splitlines():
+        print(line.rstrip())
+
+
+def _prose(console: "Console", words: str, first: str, later: str, style: str = "") -> None:
+    """Text in lines that fit, `first` and `later` being their indents. Long names stay whole."""
+    width = min(console.width, PROSE)
+    for line in textwrap.wrap(words, width, initial_indent=first, subsequent_indent=later, break_long_words=False):
+        _say(console, line, style)
+
+
+def _say(console: "Console", line: str, style: str = "") -> None:
+    from rich.text import Text
+
+    from moesaic.plan.quantity import printable
+
+    start = "\n" * line.startswith("\n")  # an empty line before a head
+    console.print(Text(start + printable(line.removeprefix("\n")), style=style), soft_wrap=True)
