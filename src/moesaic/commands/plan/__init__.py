@@ -3,6 +3,7 @@
 import typer
 
 from moesaic.commands.plan.failures import failures
+from moesaic.commands.plan.params import params
 
 plan_app = typer.Typer(
     help="Price a system: parameters, memory, time, failures, serving, money; check claims.",
@@ -11,3 +12,4 @@ plan_app = typer.Typer(
     rich_markup_mode=None,
 )
 plan_app.command("failures", epilog="Example: moesaic plan failures gpt4 --gpus 24960 --days 95")(failures)
+plan_app.command("params", epilog="Example: moesaic plan params gpt4 --json")(params)
