@@ -20,7 +20,10 @@ RECOMPUTE = ("none", "selective", "full")
 
 @dataclass(frozen=True)
 class Layouts:
-    """Arrays of one length, one layout at each index."""
+    """Arrays of one length, one layout at each index; or a grid: arrays that broadcast against each other.
+
+    All formulas are element by element, so that over a grid what depends on few degrees is computed once for all.
+    """
 
     tp: Array
     pp: Array
@@ -54,6 +57,17 @@ class Layouts:
 
     def __len__(self) -> int:
         return len(self.tp)
+
+    @property
+    def floats(self) -> "Layouts":
+        """The same in float64, in which division is several times faster than in integers."""
+        return Layouts(*(np.asarray(getattr(self, f.name), dtype=np.float64) for f in fields(self)))
+
+    def pick(self, index: Array) -> "Layouts":
+        """Of a grid the layouts at positions `index` (as if it were flat), one after another."""
+        arrays = np.broadcast_arrays(*(getattr(self, f.name) for f in fields(self)))
+        where = np.unravel_index(index, arrays[0].shape)
+        return Layouts(*(a[where].astype(np.int64) for a in arrays))
 
     def __getitem__(self, index: slice | Array) -> "Layouts":
         return Layouts(*(getattr(self, f.name)[index] for f in fields(self)))
@@ -97,11 +111,10 @@ def valid(shape: Shape, layouts: Layouts, batch: int) -> Array:
     kv = shape.n_kv_heads
     ok: Array = (shape.n_heads % L.tp == 0) & (shape.d_model % L.tp == 0) & (L.pp <= shape.n_layers)
     if shape.latent is None:
-        ok &= (kv % L.tp == 0) | (L.tp % kv == 0)
+        ok = ok & ((kv % L.tp == 0) | (L.tp % kv == 0))
     # Chunks hold the same number of layers; embedding and head may each stand for one (Llama 3, sec. 3.3.2).
-    ok &= (L.chunks == 1) | (
-        (L.pp > 1) & (-shape.n_layers % (L.pp * L.chunks) <= 2) & (L.pp * L.chunks <= shape.n_layers + 2)
-    )
-    ok &= (shape.n_experts % L.ep == 0) & ((L.dp * L.cp * L.tp) % (L.ep * L.etp) == 0)
-    ok &= ((L.etp == 1) | (L.etp == L.tp)) & (L.micro_batches(batch) >= 1)
+    stages = L.pp * L.chunks
+    ok = ok & ((L.chunks == 1) | ((L.pp > 1) & (-shape.n_layers % stages <= 2) & (stages <= shape.n_layers + 2)))
+    ok = ok & (shape.n_experts % L.ep == 0) & ((L.dp * L.cp * L.tp) % (L.ep * L.etp) == 0)
+    ok = ok & ((L.etp == 1) | (L.etp == L.tp)) & (L.micro_batches(batch) >= 1)
     return ok
