@@ -127,7 +127,8 @@ def memory(shape: Shape, job: Job, layouts: Layouts, stack: Stack) -> Memory:
     assert best is not None
 
     def held(per_parameter: tuple[Array, Array]) -> Array:
-        return best.plain * per_parameter[0] + best.routed * per_parameter[1]
+        size: Array = best.plain * per_parameter[0] + best.routed * per_parameter[1]
+        return size
 
     return Memory(
         weights=held(each.weights),
@@ -140,16 +141,38 @@ def memory(shape: Shape, job: Job, layouts: Layouts, stack: Stack) -> Memory:
     )
 
 
-def memory_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack) -> Array:
-    """`memory(...).total` without its parts, several times faster."""
+def memory_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack, micro_batches: Array | None = None) -> Array:
+    """`memory(...).total` without its parts, several times faster; `micro_batches` of a replica if not by the batch."""
     L = layouts.floats
     each = _bytes(job, L)
     most: Array | None = None
-    for stage, exists in _stages(shape, job, L, stack):
+    for stage, exists in _stages(shape, job, L, stack, micro_batches):
         size = _allocated(stage, each, exists)
         most = size if most is None else np.maximum(most, size, out=most if most.shape == size.shape else None)
     assert most is not None
     return CONTEXT_BYTES + (1 + FRAGMENTATION) * most
+
+
+def stage_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack, layers: Array, position: Array) -> Array:
+    """Bytes on a device of the stage at `position` (0 to pp - 1) when it holds `layers` layers."""
+    L = layouts.floats
+    last = position == L.pp - 1
+    parts = on_rank(shape, L)
+    head = np.where(last & ((L.pp > 1) | (not shape.tied)), shape.vocab_size * shape.d_model / L.tp, 0.0)
+    vocabulary = np.where(position == 0, parts.embedding, 0.0) + head
+    flight = _in_flight(job, L, None) * ((L.pp - position) / L.pp)
+    kept = layer_activations(shape, job, L, stack)
+    first = bool(np.all(position == 0))
+    stage = stage_load(shape, job, L, parts, kept, layers, flight, vocabulary, last, first)
+    return CONTEXT_BYTES + (1 + FRAGMENTATION) * _allocated(stage, _bytes(job, L))
+
+
+def _in_flight(job: Job, L: Layouts, micro_batches: Array | None) -> Array:
+    """Micro-batches whose activations the first stage holds: all stages' worth, more with chunks."""
+    held: Array = np.minimum(L.pp, L.micro_batches(job.batch) if micro_batches is None else micro_batches)
+    if not job.zero_bubble:
+        held = held * np.where(L.chunks > 1, 1 + (L.pp - 1) / (L.pp * L.chunks), 1)
+    return held
 
 
 def _allocated(stage: _Stage, each: _Bytes, exists: Array | bool = True) -> Array:
@@ -178,7 +201,9 @@ def _bytes(job: Job, L: Layouts) -> _Bytes:
     )
 
 
-def _stages(shape: Shape, job: Job, L: Layouts, stack: Stack) -> list[tuple[_Stage, Array | bool]]:
+def _stages(
+    shape: Shape, job: Job, L: Layouts, stack: Stack, micro_batches: Array | None = None
+) -> list[tuple[_Stage, Array | bool]]:
     """The stages one of which is the heaviest, and where each exists beside the others."""
     few = np.floor(shape.n_layers / L.pp)
     more = shape.n_layers - few * L.pp  # stages, the last ones, that hold one layer more
@@ -186,9 +211,7 @@ def _stages(shape: Shape, job: Job, L: Layouts, stack: Stack) -> list[tuple[_Sta
     single = L.pp == 1
     parts = on_rank(shape, L)
     kept = layer_activations(shape, job, L, stack)
-    in_flight = np.minimum(L.pp, L.micro_batches(job.batch))
-    if not job.zero_bubble:
-        in_flight = in_flight * np.where(L.chunks > 1, 1 + (L.pp - 1) / (L.pp * L.chunks), 1)
+    in_flight = _in_flight(job, L, micro_batches)
     head = shape.vocab_size * shape.d_model / L.tp
     untied = 0 if shape.tied else 1
     last = few + (more > 0)

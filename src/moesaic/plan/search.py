@@ -38,7 +38,7 @@ class Found:
     def __len__(self) -> int:
         return len(self.gpus)
 
-    def __getitem__(self, index: Array) -> "Found":
+    def __getitem__(self, index: Array | slice) -> "Found":
         return Found(self.grids, *(v[index] for n, v in vars(self).items() if n != "grids"))
 
     @property
@@ -100,7 +100,8 @@ def search(
         funnel = funnel + grid.funnel
         if not grid.runs.any():
             continue
-        bytes_ = np.where(grid.runs, memory_total(shape, job, grid.layouts, stack), np.inf)
+        with np.errstate(divide="ignore", invalid="ignore"):  # where nothing runs
+            bytes_ = np.where(grid.runs, memory_total(shape, job, grid.layouts, stack), np.inf)
         at = int(np.argmin(bytes_))
         if smallest is None or bytes_.flat[at] < smallest[0]:
             smallest = float(bytes_.flat[at]), grid.layouts.pick(np.array([at]))
@@ -109,7 +110,7 @@ def search(
         if not len(pipes):
             continue
         layouts, fits, bytes_ = some_pipelines(grid.layouts, pipes), fits[:, pipes], bytes_[:, pipes]
-        with np.errstate(divide="ignore", invalid="ignore"):  # where nothing runs
+        with np.errstate(divide="ignore", invalid="ignore"):
             seconds = step_time(shape, job, layouts, device, stack).total
         tokens = layouts.micro_batches(job.batch) * layouts.dp * layouts.micro_batch * job.seq_len
         place = np.flatnonzero(fits)

@@ -1,8 +1,8 @@
 """Every layout of a number of devices, as grids.
 
-A grid has five axes: kernel (tp, cp, ep, etp), pipeline (pp, chunks), micro-batch, ZeRO stage, recomputation; dp is what
-the devices leave. Formulas broadcast over it, so that a layer is timed once per kernel and micro-batch and not once per
-layout, and grids are small enough for the temporaries to stay in cache.
+A grid has five axes: kernel (tp, cp, ep, etp), pipeline (pp, chunks), micro-batch, ZeRO stage, recomputation; dp is
+what the devices leave. Formulas broadcast over it, so that a layer is timed once per kernel and micro-batch and not
+once per layout, and grids are small enough for the temporaries to stay in cache.
 """
 
 from collections.abc import Iterator
@@ -62,6 +62,8 @@ class Grid:
     layouts: Layouts
     runs: Array
     funnel: Funnel
+    rows: slice  # its kernels and pipelines among all
+    pipes: Array
 
 
 def kernels(shape: Shape, device: Device, seq_len: int, space: Space) -> Array:
@@ -100,7 +102,7 @@ def pipelines(shape: Shape) -> Array:
 
 
 def replicas(rows: Array, pp: Array, gpus: int) -> Array:
-    """Most replicas for each kernel [kernels, 1] and pipeline that `gpus` hold and over which experts fold."""
+    """Most replicas of `pp` stages that `gpus` hold, for each kernel [kernels, 1]; experts must fold over them."""
     tp, cp, ep, etp = (rows[:, i : i + 1] for i in range(4))
     step = ep * etp // np.gcd(ep * etp, cp * tp)
     out: Array = gpus // (tp * cp * pp) // step * step
@@ -108,13 +110,17 @@ def replicas(rows: Array, pp: Array, gpus: int) -> Array:
 
 
 def grids(shape: Shape, device: Device, seq_len: int, batch: int, gpus: int, space: Space) -> Iterator[Grid]:
-    """All layouts of `gpus` devices. Raises PlanError when the devices are too few for any."""
+    """All layouts of `gpus` devices. Raises PlanError for a number that is not positive."""
+    if gpus < 1:
+        raise PlanError(f"{gpus} devices: give at least 1")
     rows, pipes = kernels(shape, device, seq_len, space), pipelines(shape)
-    dp = replicas(rows, pipes[:, 0], gpus)
+    yield from grids_of(shape, rows, pipes, replicas(rows, pipes[:, 0], gpus), batch, gpus, space)
+
+
+def grids_of(shape: Shape, rows: Array, pipes: Array, dp: Array, batch: int, gpus: int, space: Space) -> Iterator[Grid]:
+    """Layouts of kernels `rows`, `pipes` (pp, chunks) and their replicas `dp` [kernels, pipes]."""
     used = rows[:, :1] * rows[:, 1:2] * pipes[:, 0] * dp
-    if not used.any():
-        raise PlanError(f"{gpus} devices hold no layout; give at least 1")
-    whole = (dp > 0) & (gpus - used <= max(space.idle * gpus, gpus - used.max()))
+    whole = (dp > 0) & (gpus - used <= max(space.idle * gpus, gpus - used.max(initial=0)))
     micro, zero, recompute = (np.array(v, float) for v in (space.micro_batches, space.zero, space.recompute))
     inner = len(micro) * len(zero) * len(recompute)
     step = max(1, BLOCK // (len(pipes) * inner))
@@ -134,7 +140,7 @@ def grids(shape: Shape, device: Device, seq_len: int, batch: int, gpus: int, spa
         fed = valid(shape, layouts, batch) & kept[deep]
         runs = np.broadcast_to(fed, (*fed.shape[:3], len(zero), len(recompute)))
         funnel = Funnel(whole[block].size * inner, int(kept.sum()) * inner, int(fed.sum()) * len(zero) * len(recompute))
-        yield Grid(layouts, runs, funnel)
+        yield Grid(layouts, runs, funnel, block, here)
 
 
 def some_pipelines(grid: Layouts, index: Array) -> Layouts:

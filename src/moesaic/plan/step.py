@@ -50,14 +50,21 @@ PARTS = tuple(n for n in StepTime.__dataclass_fields__ if n not in ("micro_batch
 
 
 def step_time(
-    shape: Shape, job: Job, layouts: Layouts, device: Device, stack: Stack, layers: Array | None = None
+    shape: Shape,
+    job: Job,
+    layouts: Layouts,
+    device: Device,
+    stack: Stack,
+    layers: Array | None = None,
+    micro_batches: Array | None = None,
 ) -> StepTime:
     """Seconds of a step of each layout. Every layout must pass `layouts.valid`.
 
-    `layers` is how many the slowest stage holds, without it as many as an even split leaves on one.
+    `layers` is how many the slowest stage holds, without it as many as an even split leaves on one; `micro_batches`
+    how many a replica takes, without it those of the job's batch.
     """
     L = layouts.floats
-    m = L.micro_batches(job.batch)
+    m = L.micro_batches(job.batch) if micro_batches is None else micro_batches
     layers = np.ceil(shape.n_layers / L.pp) if layers is None else layers
     sparse = layers - dense_layers(shape, L, layers, False)
     dense = layers - sparse

@@ -4,6 +4,7 @@ import typer
 
 from moesaic.commands.plan.failures import failures
 from moesaic.commands.plan.params import params
+from moesaic.commands.plan.search import search
 
 plan_app = typer.Typer(
     help="Price a system: parameters, memory, time, failures, serving, money; check claims.",
@@ -13,3 +14,4 @@ plan_app = typer.Typer(
 )
 plan_app.command("failures", epilog="Example: moesaic plan failures gpt4 --gpus 24960 --days 95")(failures)
 plan_app.command("params", epilog="Example: moesaic plan params gpt4 --json")(params)
+plan_app.command("search", epilog="Example: moesaic plan search gpt4 --hardware a100-80 --gpus 24960")(search)

@@ -1,0 +1,307 @@
+"""The answer of `plan search`: the best layout in full, the runners-up, the Pareto fronts, what was set aside."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moesaic.errors import PlanError
+from moesaic.plan.choice import Choice, choices
+from moesaic.plan.device import Device
+from moesaic.plan.failures import Faults
+from moesaic.plan.flops import training_flops
+from moesaic.plan.job import Job
+from moesaic.plan.quantity import human
+from moesaic.plan.search import Found, Objective, Search, pareto, search
+from moesaic.plan.shape import Shape
+from moesaic.plan.sheet import Chart, Interval, Sheet, Value
+from moesaic.plan.space import Funnel, Space, kernels, pipelines, replicas
+from moesaic.plan.stack import Stack
+
+CLOUD = 400  # layouts drawn behind the front
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is searched for. `price`: dollars per device-hour, None leaves money out."""
+
+    shape: Shape
+    job: Job
+    device: Device
+    stack: Stack
+    gpus: Sequence[int]
+    tokens: float
+    objective: Objective = "days"
+    top: int = 10
+    price: Interval | float | None = None
+    space: Space = field(default_factory=Space)
+    faults: Faults = field(default_factory=Faults)
+
+    def search(self, gpus: int) -> Search:
+        """All layouts of one number of devices."""
+        return search(self.shape, self.job, self.device, self.stack, gpus, self.space, self.faults)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best layouts over all numbers of devices, and of each number; the front of MFU and memory."""
+
+    best: list[Choice]
+    by_count: list[Choice]
+    front: list[Choice]
+    cloud: list[tuple[float, float]]  # GB and MFU of some that fit
+    funnel: Funnel
+
+
+def answer(ask: Question) -> Answer:
+    """Search every number of devices. Raises PlanError that says why nothing fits and what would."""
+    best: list[Choice] = []
+    by_count: list[Choice] = []
+    front: list[Choice] = []
+    cloud: list[tuple[float, float]] = []
+    funnel = Funnel()
+    last: Search | None = None
+    peak = ask.device.peak(ask.job.precision)
+    flop = training_flops(ask.shape, ask.job.seq_len)
+    for count in ask.gpus:
+        last = ask.search(count)
+        funnel = funnel + last.funnel
+        if not len(last.found):
+            continue
+        top = choices(ask.shape, ask.job, ask.device, ask.stack, _distinct(last.found, ask.objective, ask.top))
+        best += top
+        by_count.append(top[0])
+        found = last.found[pareto(np.stack([-last.found.rate, last.found.memory], axis=1))]
+        found = found[np.unique(np.stack([found.rate, found.memory]), axis=1, return_index=True)[1]]
+        front += choices(ask.shape, ask.job, ask.device, ask.stack, found)
+        some = last.found[:: max(1, len(last.found) // (CLOUD // len(ask.gpus) + 1))]
+        cloud += zip((some.memory / 1e9).tolist(), (some.rate * flop / peak).tolist(), strict=True)
+    if not best:
+        assert last is not None
+        raise PlanError(why_none(ask, last))
+    score = {
+        "days": lambda c: -c.tokens_per_s * c.goodput,
+        "cost": lambda c: -c.tokens_per_s * c.goodput / c.gpus,
+        "mfu": lambda c: -c.tokens_per_s / c.used,
+    }[ask.objective]
+    kept = pareto(np.array([[-c.mfu.p50, float(c.memory.total[0])] for c in front]))
+    front = sorted((front[i] for i in kept), key=lambda c: float(c.memory.total[0]))
+    return Answer(sorted(best, key=score)[: ask.top], by_count, front, cloud, funnel)
+
+
+def _distinct(found: Found, objective: Objective, count: int) -> Found:
+    """The best of each set of degrees: one row for all ZeRO stages and recomputations of it."""
+    best = found.best(objective, 9 * count)
+    L = best.layouts
+    degrees = np.stack([L.tp, L.pp, L.cp, L.dp, L.ep, L.etp, L.micro_batch, L.chunks], axis=1)
+    return best[np.sort(np.unique(degrees, axis=0, return_index=True)[1])[:count]]
+
+
+def why_none(ask: Question, found: Search) -> str:
+    """Which rule left nothing, and the nearest numbers that would do."""
+    shape, job, count = ask.shape, ask.job, ask.gpus[-1]
+    f = found.funnel
+    if not f.fed:
+        rows, pipes = kernels(shape, ask.device, job.seq_len, ask.space), pipelines(shape)
+        dp = replicas(rows, pipes[:, 0], count)
+        fewest = int(dp[dp > 0].min())
+        return (
+            f"no layout of {shape.name} on {count:,} devices gives each replica a sequence: a batch of {job.batch:,} "
+            f"sequences; the fewest replicas are {fewest:,}, so give a batch of at least "
+            f"{human(fewest * job.seq_len)} tokens or fewer devices"
+        )
+    assert found.smallest is not None
+    size, layouts = found.smallest
+    row = layouts.row(0)
+    more = next((n for n in (count * 2**k for k in range(1, 7)) if len(ask.search(n).found)), None)
+    enough = f"; {more:,} devices would do" if more else ""
+    words = ", ".join(f"{name} = {row[name]}" for name in ("tp", "pp", "cp", "dp", "ep", "zero"))
+    return (
+        f"no layout of {shape.name} fits the {ask.device.memory_gb:g} GB of {count:,} x {ask.device.name} ({f.fed:,} "
+        f"run, all need more): the smallest needs {size / 1e9:.1f} GB at {words}, recompute {row['recompute']}{enough}"
+    )
+
+
+def search_sheet(ask: Question) -> tuple[Sheet, Choice]:
+    """The sheet of a search and its best layout. Raises PlanError."""
+    if ask.objective == "cost" and ask.price is None:
+        raise PlanError(f"no rent is known for {ask.device.name}; give --price DOLLARS per device-hour")
+    found = answer(ask)
+    best = found.best[0]
+    many = f"{best.gpus:,}" if len(ask.gpus) == 1 else f"{min(ask.gpus):,} to {max(ask.gpus):,}"
+    aim = {"days": "fewest days", "cost": "fewest dollars", "mfu": "highest MFU"}[ask.objective]
+    sheet = Sheet(f"{ask.shape.name} on {many} x {ask.device.label}: {aim}")
+    add_best(sheet, best, ask.tokens, ask.price)
+    _set_aside(sheet, found.funnel)
+    sheet.table(
+        "top",
+        f"Best layouts by {aim}, each with its best ZeRO stage and recomputation",
+        [c.row(ask.tokens, ask.price) for c in found.best],
+    )
+    sheet.table(
+        "pareto_mfu_memory", "No layout has both a higher MFU and less memory", [_front(c) for c in found.front]
+    )
+    if len(ask.gpus) > 1:
+        _counts(sheet, found.by_count, ask)
+    _charts(sheet, found, ask)
+    _notes(sheet, best, ask)
+    return sheet, best
+
+
+def add_best(sheet: Sheet, best: Choice, tokens: float, price: Interval | float | None) -> None:
+    """Figures of one layout."""
+    layout = best.layout
+    section = "Best layout"
+    words = " x ".join(f"{name.upper()} {layout[name]}" for name in ("tp", "pp", "cp", "dp"))
+    experts = f", EP {layout['ep']} x ETP {layout['etp']}" if best.shape.sparse_layers else ""
+    sheet.add(section, "layout", "degrees", words + experts, "", "all that divide, compared", **layout)
+    how = f"micro-batch {layout['micro_batch']}, {layout['chunks']} chunks a stage, ZeRO-{layout['zero']}"
+    sheet.add(section, "settings", "settings", f"{how}, recompute {layout['recompute']}", "", "")
+    sheet.add(section, "gpus_used", "devices that compute", best.used, "", "TP x PP x CP x DP", asked=best.gpus)
+    sheet.add(
+        section, "gpus_idle", "devices left over", best.gpus - best.used, "", "asked for - used; paid all the same"
+    )
+    sheet.add(
+        section, "micro_batches", "micro-batches of a replica", best.micro_batches, "", "batch / (DP x micro-batch)"
+    )
+    b = best.job
+    sheet.add(section, "batch_tokens", "batch", b.batch_tokens, "tokens", "micro-batches x DP x micro-batch x length")
+    sheet.add(section, "batch_sequences", "batch in sequences", b.batch, "", "tokens / length", seq_len=b.seq_len)
+    sheet.add(
+        section,
+        "batch_tokens_per_expert",
+        "batch of one expert",
+        best.tokens_per_expert,
+        "tokens",
+        "tokens x top_k / experts",
+        top_k=best.shape.top_k,
+        experts=best.shape.n_experts,
+    )
+    section = "Memory of the fullest device"
+    held = {name: float(getattr(best.memory, name)[0]) / 1e9 for name in vars(best.memory)}
+    for name, size in held.items():
+        if size:
+            sheet.add(section, f"{name}_gb", name, size, "GB", "")
+    sheet.add(section, "memory_gb", "total", sum(held.values()), "GB", "sum", room_gb=best.device.memory_gb)
+    section = "One step"
+    for name, seconds in best.seconds().items():
+        if seconds:
+            sheet.add(section, f"{name}_s", name.replace("_", " "), seconds, "s", "")
+    spread = f"sum of the parts; p10 and p90 by the stack's residual, sigma {best.sigma:g}"
+    from moesaic.plan.choice import uncertain
+
+    sheet.add(section, "step_s", "step", uncertain(best.step_s, best.sigma), "s", spread)
+    sheet.add(
+        section,
+        "bubble",
+        "bubble as a share of the pipeline's time",
+        float(best.step.bubble_fraction[0]),
+        "",
+        "(p - 1) / (v m + p - 1), Narayanan et al. 2021",
+        p=layout["pp"],
+        v=layout["chunks"],
+        m=best.micro_batches,
+    )
+    sheet.add(
+        section, "tokens_per_s", "tokens per second", uncertain(best.tokens_per_s, best.sigma), "", "batch / step"
+    )
+    flop = training_flops(best.shape, b.seq_len)
+    peak = best.device.peak(b.precision)
+    sheet.add(
+        section,
+        "mfu",
+        "MFU",
+        best.mfu,
+        "",
+        "FLOP per token x tokens/s / (devices x peak): matrix products, scores below the diagonal",
+        gflop_per_token=flop / 1e9,
+        peak_tflops=peak / 1e12,
+        devices=best.used,
+    )
+    sheet.add(section, "mfu_6n", "MFU by 6 N", best.mfu_6n, "", "the same with 6 x active parameters per token")
+    section = "The run"
+    sheet.add(section, "tokens", "tokens", tokens, "", "given, or the recipe's first stage")
+    sheet.add(section, "goodput", "share of time that is work kept", best.goodput, "", "see moesaic plan failures")
+    sheet.add(section, "days", "days", best.days(tokens), "d", "tokens / (tokens per second x goodput)")
+    hours = best.days(tokens).map(24.0 * best.gpus)
+    sheet.add(section, "device_hours", "device-hours", hours, "h", "24 x days x devices asked for")
+    if price is not None:
+        rent: Value = price
+        sheet.add(section, "usd", "dollars", best.dollars(tokens, price), "$", "device-hours x price", price=rent)
+
+
+def _set_aside(sheet: Sheet, f: Funnel) -> None:
+    section = "Layouts"
+    sheet.add(section, "enumerated", "enumerated", f.enumerated, "", "degrees that divide the model and the node")
+    sheet.add(section, "whole", "leave few devices idle", f.whole, "", "--idle")
+    sheet.add(section, "fed", "give every replica work", f.fed, "", "at least 1 micro-batch, whole rounds interleaved")
+    sheet.add(section, "fit", "fit in memory", f.fit, "", "memory of the fullest device <= the device's")
+
+
+def _front(c: Choice) -> Mapping[str, Value]:
+    return {"memory_gb": float(c.memory.total[0]) / 1e9, "mfu": c.mfu, "gpus": c.gpus, **c.layout}
+
+
+def _counts(sheet: Sheet, by_count: Sequence[Choice], ask: Question) -> None:
+    """The best of each number of devices, and which of them no other beats in days, dollars and devices at once."""
+    points = [[c.days(ask.tokens).p50, c.gpus * c.days(ask.tokens).p50, c.gpus] for c in by_count]
+    kept = set(pareto(np.array(points)).tolist())
+    rows = [{"on_the_front": i in kept, **c.row(ask.tokens, ask.price)} for i, c in enumerate(by_count)]
+    sheet.table("by_gpus", "Best layout of each number of devices; on the front of days, dollars and devices", rows)
+    line = [(float(c.gpus), c.days(ask.tokens).p50) for c in by_count]
+    sheet.chart(Chart("days_by_gpus", "Days against devices", "lines", "devices", "days", {"best layout": line}))
+    if ask.price is not None:
+        cost = [(c.days(ask.tokens).p50, p.p50 / 1e6) for c in by_count if (p := c.dollars(ask.tokens, ask.price))]
+        told = {"best layout": [f"{c.gpus:,} devices" for c in by_count]}
+        title = "Dollars against days"
+        sheet.chart(Chart("usd_by_days", title, "points", "days", "M$", {"best layout": cost}, told=told))
+
+
+def _charts(sheet: Sheet, found: Answer, ask: Question) -> None:
+    front = [(float(c.memory.total[0]) / 1e9, c.mfu.p50) for c in found.front]
+    sheet.chart(
+        Chart(
+            "mfu_by_memory",
+            "MFU against memory of the fullest device",
+            "points",
+            "GB",
+            "MFU",
+            {"some that fit": found.cloud, "front": front},
+            marks=[(ask.device.memory_gb, "device")],
+            told={"some that fit": [""] * len(found.cloud), "front": [_short(c) for c in found.front]},
+        )
+    )
+    top = found.best[:8]
+    parts = [n for n in vars(top[0].memory) if any(float(getattr(c.memory, n)[0]) for c in top)]
+    bars = {n: [(float(i), float(getattr(c.memory, n)[0]) / 1e9) for i, c in enumerate(top)] for n in parts}
+    names = [f"{i + 1}" for i in range(len(top))]
+    mark = [(ask.device.memory_gb, "device")]
+    title = "Memory of the best layouts"
+    sheet.chart(Chart("memory_of_top", title, "bars", "rank", "GB", bars, categories=names, marks=mark))
+    spent = [n for n in top[0].seconds() if any(c.seconds()[n] for c in top)]
+    steps = {n.replace("_", " "): [(float(i), c.seconds()[n]) for i, c in enumerate(top)] for n in spent}
+    sheet.chart(Chart("step_of_top", "Step of the best layouts", "bars", "rank", "seconds", steps, categories=names))
+
+
+def _short(c: Choice) -> str:
+    return ", ".join(f"{name} {value}" for name, value in c.layout.items())
+
+
+def _notes(sheet: Sheet, best: Choice, ask: Question) -> None:
+    layout, idle = best.layout, best.gpus - best.used
+    if idle:
+        sheet.note(
+            f"{best.used:,} of {best.gpus:,} devices are used; {idle:,} idle and are paid for: ask for {best.used:,}."
+        )
+    if best.job.batch != ask.job.batch:
+        rounds = f" in whole rounds of pp = {layout['pp']}" if layout["chunks"] != 1 else ""
+        sheet.note(
+            f"Of {ask.job.batch:,} sequences a step takes {best.job.batch:,}: {best.micro_batches} micro-batches"
+            f"{rounds} on {layout['dp']} replicas. Layouts are compared by tokens per second."
+        )
+    if layout["cp"] != 1:
+        sheet.note("Context parallelism: the exchange of keys and values is taken as hidden behind attention.")
+    sheet.note(
+        f"Times are those of {ask.stack.label}; half of all runs of its kind lie within "
+        f"{100 * (np.exp(0.6745 * best.sigma) - 1):.0f} % of the middle one; the first rows differ by less."
+    )
