@@ -11,9 +11,8 @@ from moesaic.plan.cost import dollars
 from moesaic.plan.device import Device
 from moesaic.plan.flops import parameter_flops, training_flops
 from moesaic.plan.job import Job
-from moesaic.plan.layouts import Layouts
+from moesaic.plan.layouts import Array, Layouts
 from moesaic.plan.memory import Memory, memory
-from moesaic.plan.search import Found
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Interval, Value
 from moesaic.plan.stack import Stack
@@ -126,11 +125,12 @@ class Choice:
         return out | ({} if price is None else {"usd": self.dollars(tokens, price)})
 
 
-def choices(shape: Shape, job: Job, device: Device, stack: Stack, found: Found) -> list[Choice]:
-    """All of `found` worked out, in order."""
-    if not len(found):
+def choices(
+    shape: Shape, job: Job, device: Device, stack: Stack, layouts: Layouts, gpus: Array, goodput: Array
+) -> list[Choice]:
+    """Layouts worked out, in order; `gpus` are those asked for, `goodput` the share of time that is work kept."""
+    if not len(layouts):
         return []
-    layouts = found.layouts
     held, step = memory(shape, job, layouts, stack), step_time(shape, job, layouts, device, stack)
     real = layouts.micro_batches(job.batch) * layouts.dp * layouts.micro_batch
     return [
@@ -140,8 +140,8 @@ def choices(shape: Shape, job: Job, device: Device, stack: Stack, found: Found) 
             device,
             stack,
             layouts[np.array([i])],
-            int(found.gpus[i]),
-            float(found.goodput[i]),
+            int(gpus[i]),
+            float(goodput[i]),
             _only(held, i, len(layouts)),
             _only(step, i, len(layouts)),
         )

@@ -78,7 +78,8 @@ def mixed_sheet(
     rows: list[dict[str, Value]] = []
     for i, g in enumerate(groups):
         found = search(shape, job, g.device, stack, g.count, space).found
-        for c in choices(shape, job, g.device, stack, found.best("days", 1)):
+        top = found.best("days", 1)
+        for c in choices(shape, job, g.device, stack, top.layouts, top.gpus, top.goodput):
             only = [c.used if j == i else 0 for j in range(len(groups))]
             paid = [g.count if j == i else 0 for j in range(len(groups))]
             rows.append(ask.row(f"{g.device.name} alone", c.tokens_per_s, only, c.layout, paid))
@@ -94,7 +95,7 @@ def mixed_sheet(
     names = ", ".join(f"{g.count:,} x {g.device.name}" for g in groups)
     if not found_options:
         alone = f"; {rows[0]['option']} works" if rows else ""
-        raise PlanError(f"no layout of {shape.name} uses {names} together{alone}; search each alone or raise --idle")
+        raise PlanError(f"no layout of {shape.name} fits {names} together{alone}; give more devices, or raise --idle")
     best = max(found_options, key=lambda o: o.tokens_per_s)
     sheet = Sheet(f"{shape.name} on {names}")
     _best(sheet, ask, best)
@@ -120,8 +121,11 @@ def _best(sheet: Sheet, ask: Cluster, best: Mixed) -> None:
     sheet.add(section, "batch_tokens", "batch", best.tokens, "tokens", "all micro-batches x length")
     sequences = best.tokens // ask.job.seq_len
     sheet.add(section, "batch_sequences", "batch in sequences", sequences, "", "tokens / length")
-    expert = best.tokens * ask.shape.top_k / ask.shape.n_experts
-    sheet.add(section, "batch_tokens_per_expert", "batch of one expert", expert, "tokens", "tokens x top_k / experts")
+    if ask.shape.sparse_layers:
+        expert = best.tokens * ask.shape.top_k / ask.shape.n_experts
+        sheet.add(
+            section, "batch_tokens_per_expert", "batch of one expert", expert, "tokens", "tokens x top_k / experts"
+        )
     sheet.add(section, "step_s", "step", uncertain(best.step_s, ask.sigma), "s", "that of the slowest generation")
     speed = uncertain(best.tokens_per_s, ask.sigma)
     sheet.add(section, "tokens_per_s", "tokens per second", speed, "", "batch / step")

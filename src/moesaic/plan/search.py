@@ -56,6 +56,8 @@ class Found:
     @property
     def layouts(self) -> Layouts:
         """The layouts, in order."""
+        if not len(self):
+            return Layouts.of()[:0]
         return join([self.grids[g].pick(np.array([i])) for g, i in zip(self.grid, self.place, strict=True)])
 
     def score(self, objective: Objective) -> Array:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moesaic.errors import PlanError
-from moesaic.plan.choice import Choice, choices
+from moesaic.plan.choice import Choice, choices, uncertain
 from moesaic.plan.device import Device
 from moesaic.plan.failures import Faults
 from moesaic.plan.flops import training_flops
@@ -15,10 +15,33 @@ from moesaic.plan.quantity import human
 from moesaic.plan.search import Found, Objective, Search, pareto, search
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Chart, Interval, Sheet, Value
-from moesaic.plan.space import Funnel, Space, kernels, pipelines, replicas
+from moesaic.plan.space import Funnel, Space, kernels, pipelines, replicas, whole
 from moesaic.plan.stack import Stack
 
 CLOUD = 400  # layouts drawn behind the front
+HELD = {
+    "weights": "2 bytes x parameters; ZeRO-3: / replicas",
+    "gradients": "2 or 4 bytes x parameters; ZeRO-2: / replicas",
+    "optimizer": "12 bytes x parameters (fp32 master, two moments); ZeRO-1: / replicas",
+    "gathered": "ZeRO-3: two whole layers",
+    "activations": "micro-batches in flight x layers x bytes kept of one (Korthikanti et al. 2022)",
+    "logits": "6 bytes x tokens x vocabulary / TP, on the last stage",
+    "reserve": "1.5 GB of context and buffers + 3 % fragmentation",
+}
+SPENT = {
+    "gemm": "FLOP / reachable peak + bytes / reachable bandwidth",
+    "attention": "scores and their products, at their own reachable peak",
+    "elementwise": "norms, residuals, activations: bytes / reachable bandwidth",
+    "recompute": "the forward pass again, under full recomputation",
+    "tensor_parallel": "all-reduces: 2 (t - 1) / t x bytes / rate + latency, the exposed share",
+    "expert_parallel": "all-to-alls there and back, the exposed share",
+    "stalls": "host time that the device waits for",
+    "pipeline": "activations and gradients between stages, the exposed share",
+    "bubble": "(p - 1) / v micro-batches of the mean stage",
+    "data_parallel": "gradients scattered and parameters gathered, the exposed share",
+    "optimizer": "bytes of state / reachable bandwidth + what a step needs besides",
+    "pace": "what the stack needs beyond the model",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,10 @@ class Question:
     def search(self, gpus: int) -> Search:
         """All layouts of one number of devices."""
         return search(self.shape, self.job, self.device, self.stack, gpus, self.space, self.faults)
+
+    def choices(self, found: Found) -> list[Choice]:
+        """Layouts that were found, worked out."""
+        return choices(self.shape, self.job, self.device, self.stack, found.layouts, found.gpus, found.goodput)
 
 
 @dataclass(frozen=True)
@@ -68,12 +95,12 @@ def answer(ask: Question) -> Answer:
         funnel = funnel + last.funnel
         if not len(last.found):
             continue
-        top = choices(ask.shape, ask.job, ask.device, ask.stack, _distinct(last.found, ask.objective, ask.top))
+        top = ask.choices(_distinct(last.found, ask.objective, ask.top))
         best += top
         by_count.append(top[0])
         found = last.found[pareto(np.stack([-last.found.rate, last.found.memory], axis=1))]
         found = found[np.unique(np.stack([found.rate, found.memory]), axis=1, return_index=True)[1]]
-        front += choices(ask.shape, ask.job, ask.device, ask.stack, found)
+        front += ask.choices(found)
         some = last.found[:: max(1, len(last.found) // (CLOUD // len(ask.gpus) + 1))]
         cloud += zip((some.memory / 1e9).tolist(), (some.rate * flop / peak).tolist(), strict=True)
     if not best:
@@ -104,11 +131,11 @@ def why_none(ask: Question, found: Search) -> str:
     if not f.fed:
         rows, pipes = kernels(shape, ask.device, job.seq_len, ask.space), pipelines(shape)
         dp = replicas(rows, pipes[:, 0], count)
-        fewest = int(dp[dp > 0].min())
+        fewest = int(dp[whole(rows, pipes, dp, count, ask.space)].min())
         return (
-            f"no layout of {shape.name} on {count:,} devices gives each replica a sequence: a batch of {job.batch:,} "
-            f"sequences; the fewest replicas are {fewest:,}, so give a batch of at least "
-            f"{human(fewest * job.seq_len)} tokens or fewer devices"
+            f"a batch of {job.batch:,} sequences feeds no layout of {shape.name} that fills {count:,} devices: the "
+            f"fewest replicas are {fewest:,}; give a batch of at least {human(fewest * job.seq_len)} tokens or fewer "
+            f"devices"
         )
     assert found.smallest is not None
     size, layouts = found.smallest
@@ -152,9 +179,9 @@ def add_best(sheet: Sheet, best: Choice, tokens: float, price: Interval | float 
     """Figures of one layout."""
     layout = best.layout
     section = "Best layout"
-    words = " x ".join(f"{name.upper()} {layout[name]}" for name in ("tp", "pp", "cp", "dp"))
+    degrees = " x ".join(f"{name.upper()} {layout[name]}" for name in ("tp", "pp", "cp", "dp"))
     experts = f", EP {layout['ep']} x ETP {layout['etp']}" if best.shape.sparse_layers else ""
-    sheet.add(section, "layout", "degrees", words + experts, "", "all that divide, compared", **layout)
+    sheet.add(section, "layout", "degrees", degrees + experts, "", "all that divide, compared", **layout)
     how = f"micro-batch {layout['micro_batch']}, {layout['chunks']} chunks a stage, ZeRO-{layout['zero']}"
     sheet.add(section, "settings", "settings", f"{how}, recompute {layout['recompute']}", "", "")
     sheet.add(section, "gpus_used", "devices that compute", best.used, "", "TP x PP x CP x DP", asked=best.gpus)
@@ -167,29 +194,20 @@ def add_best(sheet: Sheet, best: Choice, tokens: float, price: Interval | float 
     b = best.job
     sheet.add(section, "batch_tokens", "batch", b.batch_tokens, "tokens", "micro-batches x DP x micro-batch x length")
     sheet.add(section, "batch_sequences", "batch in sequences", b.batch, "", "tokens / length", seq_len=b.seq_len)
-    sheet.add(
-        section,
-        "batch_tokens_per_expert",
-        "batch of one expert",
-        best.tokens_per_expert,
-        "tokens",
-        "tokens x top_k / experts",
-        top_k=best.shape.top_k,
-        experts=best.shape.n_experts,
-    )
+    if best.shape.sparse_layers:
+        sizes: dict[str, Value] = {"top_k": best.shape.top_k, "experts": best.shape.n_experts}
+        words = "tokens x top_k / experts"
+        key = "batch_tokens_per_expert"
+        sheet.add(section, key, "batch of one expert", best.tokens_per_expert, "tokens", words, **sizes)
     section = "Memory of the fullest device"
     held = {name: float(getattr(best.memory, name)[0]) / 1e9 for name in vars(best.memory)}
     for name, size in held.items():
-        if size:
-            sheet.add(section, f"{name}_gb", name, size, "GB", "")
+        sheet.add(section, f"{name}_gb", name, size, "GB", HELD[name])
     sheet.add(section, "memory_gb", "total", sum(held.values()), "GB", "sum", room_gb=best.device.memory_gb)
     section = "One step"
     for name, seconds in best.seconds().items():
-        if seconds:
-            sheet.add(section, f"{name}_s", name.replace("_", " "), seconds, "s", "")
+        sheet.add(section, f"{name}_s", name.replace("_", " "), seconds, "s", SPENT[name])
     spread = f"sum of the parts; p10 and p90 by the stack's residual, sigma {best.sigma:g}"
-    from moesaic.plan.choice import uncertain
-
     sheet.add(section, "step_s", "step", uncertain(best.step_s, best.sigma), "s", spread)
     sheet.add(
         section,

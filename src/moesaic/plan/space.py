@@ -7,6 +7,7 @@ once per layout, and grids are small enough for the temporaries to stay in cache
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import isqrt
 
 import numpy as np
 
@@ -117,17 +118,23 @@ def grids(shape: Shape, device: Device, seq_len: int, batch: int, gpus: int, spa
     yield from grids_of(shape, rows, pipes, replicas(rows, pipes[:, 0], gpus), batch, gpus, space)
 
 
+def whole(rows: Array, pipes: Array, dp: Array, gpus: int, space: Space) -> Array:
+    """Where replicas exist and leave no more devices idle than allowed, or as few as any."""
+    used = rows[:, :1] * rows[:, 1:2] * pipes[:, 0] * dp
+    out: Array = (dp > 0) & (gpus - used <= max(space.idle * gpus, gpus - used.max(initial=0)))
+    return out
+
+
 def grids_of(shape: Shape, rows: Array, pipes: Array, dp: Array, batch: int, gpus: int, space: Space) -> Iterator[Grid]:
     """Layouts of kernels `rows`, `pipes` (pp, chunks) and their replicas `dp` [kernels, pipes]."""
-    used = rows[:, :1] * rows[:, 1:2] * pipes[:, 0] * dp
-    whole = (dp > 0) & (gpus - used <= max(space.idle * gpus, gpus - used.max(initial=0)))
+    full = whole(rows, pipes, dp, gpus, space)
     micro, zero, recompute = (np.array(v, float) for v in (space.micro_batches, space.zero, space.recompute))
     inner = len(micro) * len(zero) * len(recompute)
     step = max(1, BLOCK // (len(pipes) * inner))
     for at in range(0, len(rows), step):
         block = slice(at, at + step)
-        here = np.flatnonzero(whole[block].any(axis=0))
-        kept = whole[block][:, here]
+        here = np.flatnonzero(full[block].any(axis=0))
+        kept = full[block][:, here]
         deep = (..., None, None, None)  # axes of micro-batch, ZeRO and recomputation
         layouts = Layouts(
             **{n: rows[block, i, None].astype(float)[deep] for i, n in enumerate(("tp", "cp", "ep", "etp"))},
@@ -139,7 +146,7 @@ def grids_of(shape: Shape, rows: Array, pipes: Array, dp: Array, batch: int, gpu
         )
         fed = valid(shape, layouts, batch) & kept[deep]
         runs = np.broadcast_to(fed, (*fed.shape[:3], len(zero), len(recompute)))
-        funnel = Funnel(whole[block].size * inner, int(kept.sum()) * inner, int(fed.sum()) * len(zero) * len(recompute))
+        funnel = Funnel(full[block].size * inner, int(kept.sum()) * inner, int(fed.sum()) * len(zero) * len(recompute))
         yield Grid(layouts, runs, funnel, block, here)
 
 
@@ -150,4 +157,5 @@ def some_pipelines(grid: Layouts, index: Array) -> Layouts:
 
 def divisors(n: int) -> list[int]:
     """All divisors, ascending."""
-    return [d for d in range(1, n + 1) if n % d == 0]
+    small = [d for d in range(1, isqrt(n) + 1) if n % d == 0]
+    return small + [n // d for d in reversed(small) if d * d != n]
