@@ -31,7 +31,7 @@ class Space:
     micro_batches: tuple[int, ...] = (1, 2, 4, 8)
     zero: tuple[int, ...] = (0, 1, 3)
     recompute: tuple[int, ...] = (NONE, SELECTIVE, FULL)
-    idle: float = 0.02  # share of the devices that a layout may leave unused; more where nothing leaves fewer
+    idle: float | None = None  # share of the devices that a layout may leave unused; default as `allowed_idle` says
 
     def __post_init__(self) -> None:
         """Raises PlanError for what cannot be."""
@@ -39,8 +39,12 @@ class Space:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PlanError(f"{name} {value}: give at least 1")
-        if not 0 <= self.idle < 1:
+        if self.idle is not None and not 0 <= self.idle < 1:
             raise PlanError(f"idle {self.idle:g}: give a share from 0 to below 1, for example 0.02")
+
+    def allowed_idle(self, gpus: int) -> float:
+        """Devices that may stay unused: 2 %, but always what is left of a node of eight."""
+        return max(0.02 * gpus, 7) if self.idle is None else self.idle * gpus
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,9 @@ def grids(shape: Shape, device: Device, seq_len: int, batch: int, gpus: int, spa
 
 
 def whole(rows: Array, pipes: Array, dp: Array, gpus: int, space: Space) -> Array:
-    """Where replicas exist and leave no more devices idle than allowed, or as few as any."""
+    """Where replicas exist and leave no more devices idle than allowed."""
     used = rows[:, :1] * rows[:, 1:2] * pipes[:, 0] * dp
-    out: Array = (dp > 0) & (gpus - used <= max(space.idle * gpus, gpus - used.max(initial=0)))
+    out: Array = (dp > 0) & (gpus - used <= space.allowed_idle(gpus))
     return out
 
 

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -59,7 +59,7 @@ def brute(shape: Shape, job: Job, device: Device, gpus: int, space: Space) -> se
                         continue
                     if dps:
                         found[tp, pp, cp, dps[-1], ep, etp, v] = gpus - tp * cp * pp * dps[-1]
-    allowed = max(space.idle * gpus, min(found.values()))
+    allowed = max(0.02 * gpus, 7) if space.idle is None else space.idle * gpus
     out = set()
     for (tp, pp, cp, dp, ep, etp, v), idle in found.items():
         for b, z, r in product(space.micro_batches, space.zero, space.recompute):
@@ -88,6 +88,7 @@ CASES = [
     (SPARSE, Job(8192, 12), 12),
     (SPARSE, Job(4096, 40), 13),
     (SPARSE, Job(16384, 8), 16),
+    (replace(SPARSE, d_expert=1026), Job(4096, 16), 8),
 ]
 
 
@@ -133,11 +134,8 @@ def test_a_grid_is_the_same_as_its_layouts_one_by_one(name: str) -> None:
             if not len(place):
                 continue
             one = grid.layouts.pick(place)
-            whole = memory_total(shape, job, grid.layouts, profile)
-            assert np.allclose(
-                np.broadcast_to(whole, grid.runs.shape).flat[place], memory(shape, job, one, profile).total
-            )
             with np.errstate(all="ignore"):
+                whole = memory_total(shape, job, grid.layouts, profile)
                 seconds = step_time(shape, job, grid.layouts, a100, profile).total
             held = memory(shape, job, one, profile).total
             assert np.allclose(np.broadcast_to(whole, grid.runs.shape).flat[place], held, rtol=1e-12)
@@ -151,6 +149,7 @@ def dominated(points: np.ndarray) -> set[int]:
 
 
 @settings(deadline=None)
+@example([(1e-20, 1.0), (0.0, 1.0), (1.0, 0.0), (1.0, 0.5)])  # a sum that hides which is smaller
 @given(
     st.integers(1, 3).flatmap(
         lambda k: st.lists(st.tuples(*[st.integers(0, 6) | st.floats(0, 1e9, width=32)] * k), max_size=40)
@@ -258,6 +257,14 @@ def test_says_what_is_missing() -> None:
         search_sheet(Question(DENSE, Job(2048, 64), device("v100"), STACK, (8,), 1e12, "cost"))
     with pytest.raises(PlanError, match="give a share"):
         Space(idle=1.5)
+
+
+def test_idle_devices() -> None:
+    assert Space().allowed_idle(25_000) == 500
+    assert Space().allowed_idle(9) == 7
+    found = everything(DENSE, Job(2048, 64), device("a100-80"), 9, Space())
+    assert set(found.world.tolist()) == set(range(2, 10))
+    assert set(everything(DENSE, Job(2048, 64), device("a100-80"), 9, Space(idle=0)).world.tolist()) == {9}
 
 
 def test_larger_tensor_parallel_groups_only_when_asked() -> None:

@@ -50,7 +50,10 @@ def search(
         int | None,
         typer.Option("--max-cp", min=1, help="Most context-parallel ranks; default a rank per 4,096 tokens."),
     ] = None,
-    idle: Annotated[float, typer.Option("--idle", help="Share of the devices that a layout may leave unused.")] = 0.02,
+    idle: Annotated[
+        float | None,
+        typer.Option("--idle", help="Share of devices that may stay unused; default 2 %, at least 7 devices."),
+    ] = None,
     price: Annotated[
         float | None, typer.Option("--price", help="Dollars per device-hour; default the market's, with its spread.")
     ] = None,
