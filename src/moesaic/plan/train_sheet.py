@@ -58,8 +58,9 @@ def _layout(sheet: Sheet, asked: Asked, found: Estimate) -> None:
     row = found.layout.row(0)
     world = f"tp {row['tp']} x pp {row['pp']} x cp {row['cp']} x dp {row['dp']}"
     section = "Layout"
+    idle = asked.wanted.gpus - found.devices
     sheet.add(section, "devices", "devices at work", found.devices, "", f"{world} = {found.devices}")
-    sheet.add(section, "idle_devices", "devices left over", asked.idle, "", "given devices - devices at work")
+    sheet.add(section, "idle_devices", "devices left over", idle, "", "given devices - devices at work")
     for name, value in row.items():
         sheet.add(section, str(name), f"{LAYOUT_WORDS[name]}", value, "", "given, or the fastest that fits")
     sheet.add(section, "gradient_bytes", "bytes of a gradient", found.job.gradient_bytes, "", "4: fp32, 2: bf16")
@@ -78,10 +79,10 @@ def _layout(sheet: Sheet, asked: Asked, found: Estimate) -> None:
     if found.shape.sparse_layers:
         each = found.tokens * found.shape.top_k / experts
         sheet.add(section, "batch_tokens_per_expert", "", each, "tokens per expert", "batch x top_k / experts")
-    if asked.idle:
+    if idle:
         inner = found.devices // int(found.layout.dp[0])
         sheet.note(
-            f"{asked.idle} devices stay idle: a replica takes {inner}, so {found.devices:,} or "
+            f"{idle} devices stay idle: a replica takes {inner}, so {found.devices:,} or "
             f"{found.devices + inner:,} come out even."
         )
 
