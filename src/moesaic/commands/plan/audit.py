@@ -28,5 +28,7 @@ def audit(
     title = f"Audit of {claims}" if claims else "Audit of the description of July 2023"
     sheet = sheet_of(verdicts_on(claims, recipe), title)
     if not (as_json or explain or html):
-        sheet.tables = [t for t in sheet.tables if t.key != "readings"]
+        from moesaic.plan.audit.report import brief
+
+        sheet = brief(sheet)
     show(sheet, as_json, explain, html)

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,24 @@ from moesaic.plan.audit.expressions import ExpressionError, Named, Result, evalu
 from moesaic.plan.audit.units import Units, variants
 
 if TYPE_CHECKING:
-    import pint
+    from moesaic.plan.audit.units import Quantity
 
 KINDS = ("value", "divides", "ratio", "bound")
 LARGEST = 4_000_000  # bytes of a file
-_TEXTS = ("text", "quantity", "unit", "kind", "bound", "whole", "part", "reason", "expected", "note", "differs", "topic")
+_TEXTS = (
+    "text",
+    "quantity",
+    "unit",
+    "kind",
+    "bound",
+    "whole",
+    "part",
+    "reason",
+    "expected",
+    "note",
+    "differs",
+    "topic",
+)
 _FIELDS = {"id", "claimed", "readings", "tolerance", *_TEXTS}
 
 
@@ -39,10 +52,10 @@ class Claim:
     unit: str = ""
     kind: str = "value"
     claimed: tuple[float, float] | None = None
-    units: "Sequence[pint.Quantity[float]]" = ()  # one unit of the claim; several where the word is ambiguous
+    units: "Sequence[Quantity]" = ()  # one unit of the claim; several where the word is ambiguous
     readings: Sequence[Reading] = ()
     bound: str = ""  # "upper" or "lower", stated
-    whole: "pint.Quantity[float] | None" = None  # the claim is one of equal parts of this
+    whole: "Quantity | None" = None  # the claim is one of equal parts of this
     part: str = "part"
     tolerance: float | None = None
     reason: str = ""
@@ -50,15 +63,15 @@ class Claim:
     expected: str = ""
     note: str = ""
     differs: str = ""
+    borrowed: frozenset[str] = frozenset()  # names in its readings that the recipe and the devices gave
 
 
 @dataclass(frozen=True)
 class Claims:
-    """All claims of a file, and the names of the recipe that its expressions used."""
+    """All claims of a file."""
 
     title: str
     claims: Sequence[Claim]
-    used: Sequence[str] = field(default=())
 
 
 def shipped() -> str:
@@ -106,7 +119,7 @@ def read(table: Mapping[str, Any], names: Mapping[str, str], title: str = "claim
         if claim.id in seen:
             raise PlanError(f"{title}: claim {claim.id}: id is used twice")
         seen.add(claim.id)
-    return Claims(str(table.get("title", title)), claims, sorted(reader.used))
+    return Claims(str(table.get("title", title)), claims)
 
 
 class _Reader:
@@ -129,7 +142,10 @@ class _Reader:
         """The value of an expression or a number. Raises PlanError that says `where`."""
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise PlanError(f'{self.title}: {where}: give a number or text such as "13T tokens"')
-        text = value if isinstance(value, str) else repr(float(value))
+        try:
+            text = value if isinstance(value, str) else repr(float(value))
+        except OverflowError as error:
+            raise PlanError(f"{self.title}: {where}: too large a number") from error
         try:
             for name in self._spoken(text):  # names of the recipe only when they are needed
                 ready = evaluate(self.names[name], self.units, {})
@@ -180,10 +196,11 @@ class _Reader:
         return Claim(
             id=str(row["id"]), kind=kind, bound=bound or sign, claimed=claimed, readings=readings, whole=whole,
             units=[self._unit(v, where) for v in variants(row.get("unit", ""))],
+            borrowed=frozenset(n for r in readings for n in r.result.names) & self.used,
             part=row.get("part", "part"), tolerance=tolerance, **texts,
         )  # fmt: skip
 
-    def _unit(self, text: str, where: str) -> "pint.Quantity[float]":
+    def _unit(self, text: str, where: str) -> "Quantity":
         try:  # without [given]: a quantity may well be called `tokens`
             unit = evaluate(text or "1", self.units, {}).quantity
         except ExpressionError as error:

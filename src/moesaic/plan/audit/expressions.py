@@ -2,7 +2,8 @@
 
 The text becomes a Python expression of numbers, names, + - * / ** and a few functions, is parsed by `ast`, and the tree
 is walked here; nothing is ever run as code. The file may be a stranger's: length, exponents and results are bounded.
-A number or a name beside a name is a product that binds closer than `/`: `$ / 1M tokens` is dollars per million.
+A number or a name beside a name is a product that binds closer than `/`: `$ / 1M tokens` is dollars per million. Beside
+a number a name is a unit if there is one of that name; standing alone it is the given quantity first.
 """
 
 import ast
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING
 from moesaic.plan.audit.units import Units, split, unit_of
 
 if TYPE_CHECKING:
-    import pint
+    from moesaic.plan.audit.units import Quantity
 
 LONGEST = 500  # characters of an expression
+_UNIT = "unit__"  # before a name that can only be a unit
 _SCALE = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _SPELLED = {"$": "dollar", "%": "percent", "¢": "cent", "€": "euro", "×": "*", "·": "*", "÷": "/", "−": "-", "^": "**"}
 _TOKEN = re.compile(
@@ -25,6 +27,10 @@ _TOKEN = re.compile(
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*|[$%¢€])|(?P<op>\*\*|[-+*/(),×·÷−^]))"
 )
 _GROUPS = re.compile(r"(?<![\w.])\d{1,3}(?:,\d{3})+(?!\w)")
+_RATE = re.compile(r"(?:FLOPS|FLOPs|FLOP|flops|flop)-(days?|hours?)\b")  # PFLOP-days are at a rate of so many a second
+_DEVICE = re.compile(
+    r"\b(?:A100|V100|H100|H200|H20|H800|B200|B300|GB200|GB300|MI300X|MI355X|TPU)\s+(?=(?:GPU|chip)s?\b)"
+)
 FUNCTIONS = ("abs", "ceil", "exp", "floor", "log", "log10", "log2", "max", "min", "round", "sqrt")
 
 
@@ -36,7 +42,7 @@ class ExpressionError(ValueError):
 class Named:
     """A given quantity. `bare`: it was written without any unit."""
 
-    quantity: "pint.Quantity[float]"
+    quantity: "Quantity"
     bare: bool
 
 
@@ -44,9 +50,9 @@ class Named:
 class Result:
     """The value of an expression in base units. `names`: the given names that it spoke of."""
 
-    quantity: "pint.Quantity[float]"
+    quantity: "Quantity"
     bare: bool
-    quotient: bool  # its outermost operation is a division
+    above: "Quantity | None"  # what stands above the line, if the outermost operation is a division
     names: frozenset[str]
 
 
@@ -72,8 +78,8 @@ def evaluate(text: str, units: Units, given: Mapping[str, Named]) -> Result:
         raise ExpressionError(f"'{_short(text)}' divides by zero or overflows") from error
     if not math.isfinite(quantity.magnitude):
         raise ExpressionError(f"'{_short(text)}' is not a finite number")
-    quotient = isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Div)
-    return Result(quantity, walker.bare, quotient, frozenset(walker.names))
+    above = walker.value(tree.left) if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Div) else None
+    return Result(quantity, walker.bare, above, frozenset(walker.names))
 
 
 def _short(text: str) -> str:
@@ -83,7 +89,7 @@ def _short(text: str) -> str:
 def _tokens(text: str) -> list[_Token]:
     if len(text) > LONGEST:
         raise ExpressionError(f"longer than {LONGEST} characters; name parts of it under [given]")
-    text = text.replace("µ", "u").strip()
+    text = _DEVICE.sub("", _RATE.sub(r"FLOP/s-\1", text.replace("µ", "u").strip()))
     if "(" not in text:  # commas separate arguments there
         text = _GROUPS.sub(lambda m: m[0].replace(",", ""), text)
     out: list[_Token] = []
@@ -147,6 +153,8 @@ def _python(text: str, units: Units, given: Mapping[str, Named]) -> str:
                 group.append(repr(_SCALE[token.text]))  # T tokens
             elif token.text in ("k", "K", "M", "T") and token.text not in given:
                 group.append(repr(_SCALE[token.text]))
+            elif token.kind == "name" and (group or operand(i + 1)) and units.find(token.text) is not None:
+                group.append(_UNIT + token.text)  # 60M tokens, even where `tokens` is given
             else:
                 group.append(token.text)
             i += 1
@@ -177,7 +185,7 @@ class _Walker:
     bare: bool = True
     names: set[str] = field(default_factory=set)
 
-    def value(self, node: ast.AST) -> "pint.Quantity[float]":
+    def value(self, node: ast.AST) -> "Quantity":
         match node:
             case ast.Constant(value=bool() | str() | bytes() | complex() | None):
                 raise ExpressionError("only numbers, names and arithmetic are allowed")
@@ -195,8 +203,9 @@ class _Walker:
                 return self._call(name, [self.value(a) for a in arguments])
         raise ExpressionError("only numbers, names, + - * / ** and functions are allowed")
 
-    def _name(self, name: str) -> "pint.Quantity[float]":
-        if name in self.given:
+    def _name(self, name: str) -> "Quantity":
+        name, unit = name.removeprefix(_UNIT), name.startswith(_UNIT)
+        if name in self.given and not unit:
             self.names.add(name)
             self.bare &= self.given[name].bare
             return self.given[name].quantity
@@ -210,14 +219,14 @@ class _Walker:
         self.bare = False
         return found
 
-    def _binary(
-        self, left: "pint.Quantity[float]", op: ast.operator, right: "pint.Quantity[float]"
-    ) -> "pint.Quantity[float]":
+    def _binary(self, left: "Quantity", op: ast.operator, right: "Quantity") -> "Quantity":
         match op:
             case ast.Mult():
-                return left * right
+                product: Quantity = left * right
+                return product
             case ast.Div():
-                return left / right
+                quotient: Quantity = left / right
+                return quotient
             case ast.Add():
                 return self._sum(left, right, 1)
             case ast.Sub():
@@ -229,15 +238,12 @@ class _Walker:
                 return self._power(left, power)
         raise ExpressionError("only + - * / ** are allowed")
 
-    def _sum(
-        self, left: "pint.Quantity[float]", right: "pint.Quantity[float]", sign: int
-    ) -> "pint.Quantity[float]":
+    def _sum(self, left: "Quantity", right: "Quantity", sign: int) -> "Quantity":
         left, right = self._like(left, right)
-        return left + sign * right
+        total: Quantity = left + sign * right
+        return total
 
-    def _like(
-        self, left: "pint.Quantity[float]", right: "pint.Quantity[float]"
-    ) -> tuple["pint.Quantity[float]", "pint.Quantity[float]"]:
+    def _like(self, left: "Quantity", right: "Quantity") -> tuple["Quantity", "Quantity"]:
         """Both in one unit; a pure number beside a counted noun counts it (`16 experts - 1`)."""
         if left.units != right.units:
             (a, counted_a), (b, counted_b) = split(left), split(right)
@@ -247,18 +253,18 @@ class _Walker:
             left, right = left.magnitude * (1 * unit), right.magnitude * (1 * unit)
         return left, right
 
-    def _power(self, base: "pint.Quantity[float]", power: float) -> "pint.Quantity[float]":
+    def _power(self, base: "Quantity", power: float) -> "Quantity":
         if base.magnitude < 0 and not power.is_integer():
             raise ExpressionError(f"a negative number to the power {power:g} has no value")
-        raised: pint.Quantity[float] = base**power
+        raised: Quantity = base**power
         return raised
 
-    def _pure(self, quantity: "pint.Quantity[float]", what: str) -> float:
+    def _pure(self, quantity: "Quantity", what: str) -> float:
         if split(quantity) != ({}, {}):
             raise ExpressionError(f"{what} must be a pure number, not {unit_of(quantity)}")
         return float(quantity.magnitude)
 
-    def _call(self, name: str, arguments: list["pint.Quantity[float]"]) -> "pint.Quantity[float]":
+    def _call(self, name: str, arguments: list["Quantity"]) -> "Quantity":
         if name not in FUNCTIONS:
             raise ExpressionError(f"no function '{name}'; there are {', '.join(FUNCTIONS)}")
         if name in ("min", "max") and arguments:
@@ -274,7 +280,8 @@ class _Walker:
             return self._power(inner, 0.5)
         keep: dict[str, Callable[[float], float]] = {"abs": abs, "ceil": math.ceil, "floor": math.floor, "round": round}
         if name in keep:
-            return float(keep[name](inner.magnitude)) * (1 * inner.units)
+            whole: Quantity = float(keep[name](inner.magnitude)) * (1 * inner.units)
+            return whole
         pure = self._pure(inner, f"the argument of {name}")
         try:
             return self.units.number(float(getattr(math, name)(pure)))

@@ -25,10 +25,11 @@ def _times(name: str, factor: float, power: int, says: str = "", meant: str = ""
     return Slip(name, factor, lambda v: v * scale, says, meant)
 
 
-def slips(unit: str, money: bool, flop: bool, swappable: bool) -> list[Slip]:
+def slips(unit: str, scale: float, money: bool, flop: bool, swappable: bool) -> list[Slip]:
     """The slips that a claim in `unit` can have suffered, the particular ones first.
 
-    `money`, `flop`: what the unit counts. `swappable`: the number is a quotient, so a/b may have become b/a.
+    `scale`: the unit in base units. `money`, `flop`: what it counts. `swappable`: the number is a quotient, so a/b may
+    have become b/a.
     """
     found = []
     if money:
@@ -42,6 +43,8 @@ def slips(unit: str, money: bool, flop: bool, swappable: bool) -> list[Slip]:
     found += [_times(f"x{factor}", factor, power) for factor in (10, 100, 1000) for power in (-1, 1)]
     if swappable:
         found.append(Slip(SWAPPED, 0.0, lambda v: 1 / v))
+        if scale != 1:  # 34 % became 294 %, not 1/34 %
+            found.append(Slip(SWAPPED, 0.0, lambda v: 1 / (v * scale) / scale))
     return found
 
 

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from moesaic.plan.audit.verdicts import NEARLY, TOLERANCE, Verdict
-from moesaic.plan.sheet import Sheet
+from moesaic.plan.sheet import Sheet, Table
 
 ORDER = ("ok", "tension", "loose", "garbled", "wrong", "impossible", "not checkable")
 
@@ -42,7 +43,26 @@ def sheet(verdicts: Sequence[Verdict], title: str) -> Sheet:
         ])  # fmt: skip
     if readings:
         out.table("readings", "Readings", readings)
+    if borrowed := sorted({n for v in verdicts for n in v.claim.borrowed}):
+        out.note(f"taken from the recipe and the device list, not from the file: {', '.join(borrowed)}")
     return out
+
+
+def brief(full: Sheet) -> Sheet:
+    """The sheet as a terminal shows it: fewer columns and no table of readings."""
+    rows = next(t.rows for t in full.tables if t.key == "verdicts")
+    judged = any(row["expected"] for row in rows)
+    short = [
+        {"id": row["id"], "claim": row["claim"], "verdict": row["label"]}
+        | ({"expected": row["expected"]} if judged else {})
+        | {
+            "computed": f"{row['computed']} {row['unit'] or ''}".strip() if row["computed"] else None,
+            "corrected": "; ".join(str(row[k]) for k in ("corrected", "note") if row[k]) or None,
+        }
+        for row in rows
+    ]
+    tables = [Table("verdicts", "Claims", short) if t.key == "verdicts" else t for t in full.tables]
+    return replace(full, tables=[t for t in tables if t.key != "readings"])
 
 
 def _row(v: Verdict) -> dict[str, str | float | None]:
@@ -54,13 +74,18 @@ def _row(v: Verdict) -> dict[str, str | float | None]:
     return {
         "id": v.claim.id,
         "claim": v.claim.text,
-        "verdict": v.label,
+        "verdict": v.verdict,
+        "label": v.label,
+        "slip": v.slip or None,
+        "factor": v.factor,
         "claimed": claimed,
         "computed": ", ".join(dict.fromkeys(values)) or None,
         "unit": v.claim.unit or None,
         "corrected": v.corrected or None,
+        "nearest_count": v.nearest,
         "note": v.note or None,
         "expected": v.claim.expected or None,
+        "expected_note": v.claim.note or None,
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from moesaic.plan.audit.claims import Claim, Reading
 from moesaic.plan.audit.repair import SWAPPED, Repair, repair, repair_bound, slips
-from moesaic.plan.audit.units import agree, split, unit_of
+from moesaic.plan.audit.units import PARTS, agree, split, unit_of
 
 # The one tolerance: the most that rounding to two digits can do (1.05 to 1.1, or to 1.0). Claims are spoken in two.
 TOLERANCE = 1 / 21
@@ -16,7 +16,9 @@ _EXACT = 1e-9  # of floating-point arithmetic
 _UTILISATION = re.compile(r"utili[sz]ation|\b(mfu|hfu|mbu)\b|of( \w+)* peak", re.IGNORECASE)
 _RELATIVE = re.compile(r"\b(ratio|relative|times|x)\b|gain|improve|increase|speed|higher|lower|change", re.IGNORECASE)
 _IN_TEXT = re.compile(r"\d ?(%|percent)( of( \w+)* peak| (mfu|hfu|mbu|utili[sz]ation))", re.IGNORECASE)
-_UPPER = re.compile(r"<|≤|\b(under|below|less than|at most|up to|no more than|not more than|within|maximum|fits?)\b", re.I)
+_UPPER = re.compile(
+    r"<|≤|\b(under|below|less than|at most|up to|no more than|not more than|within|maximum|fits?)\b", re.I
+)
 _LOWER = re.compile(r">|≥|\b(more than|over|above|at least|exceeds?|no less than|not less than|minimum|beyond)\b", re.I)
 
 
@@ -42,6 +44,7 @@ class Verdict:
     factor: float | None = None
     corrected: str = ""
     note: str = ""
+    nearest: float | None = None  # feasible count nearest to the claimed one, where counts are what is wrong
 
     @property
     def label(self) -> str:
@@ -64,7 +67,7 @@ def judge(claim: Claim) -> Verdict:
     if all(c.value is None for c in computed):
         right = unit_of(claim.readings[0].result.quantity)
         note = f"the claim is in {claim.unit or 'pure numbers'}, the expression gives {right}"
-        meant = f"{claim.readings[0].result.quantity.magnitude:.4g} {right}"
+        meant = _prefixed(float(claim.readings[0].result.quantity.magnitude), right)
         return Verdict(claim, "garbled", computed, "unit", corrected=meant, note=note)
     remark = ""
     if claim.kind == "bound" and not _direction(claim)[1]:
@@ -103,8 +106,14 @@ def _value(claim: Claim, reading: Reading, index: int) -> float | None:
     if result.bare:
         if scale == 1 or (scale < 1 and split(unit) == ({}, {})):
             return number / scale
-        return min((number, number / scale), key=lambda v: _miss(claim, v))
+        return min((number, number / scale), key=lambda v: _apart(claim, v))
     return number / scale if agree(result.quantity, unit) else None
+
+
+def _apart(claim: Claim, value: float) -> float:
+    """Distance in orders of magnitude."""
+    said = max(map(abs, claim.claimed or (0.0,)))
+    return abs(math.log(said) - math.log(abs(value))) if said and value else math.inf
 
 
 def _miss(claim: Claim, value: float) -> float:
@@ -152,9 +161,9 @@ def _failed(claim: Claim, computed: Sequence[Computed], unit: int, remark: str) 
     nearest = min(range(len(values)), key=lambda i: _miss(claim, values[i]))
     quantity = claim.units[unit]
     money, flop = "[money]" in quantity.dimensionality, "[flop]" in quantity.dimensionality
-    quotient = any(r.result.quotient for r in claim.readings)
+    quotient = any(r.result.above is not None for r in claim.readings)
     swappable = claim.kind == "ratio" or split(quantity) == ({}, {}) or quotient
-    known = slips(claim.unit, money, flop, swappable)
+    known = slips(claim.unit, float(quantity.magnitude), money, flop, swappable)
     if claim.kind == "bound":
         upper = _direction(claim)[0]
         found = repair_bound(claim.claimed[1 if upper else 0], values, upper, known)
@@ -163,14 +172,16 @@ def _failed(claim: Claim, computed: Sequence[Computed], unit: int, remark: str) 
     if found is not None:
         return _garbled(claim, computed, values, found, remark)
     corrected = _text(values[nearest], claim.unit)
-    if claim.whole is not None:
-        return _parts(claim, computed, values, unit)
+    if (shared := _shared(claim, unit)) is not None:
+        return _parts(claim, computed, values, *shared)
     near = _miss(claim, values[nearest])
     note = "; ".join(filter(None, [remark, f"{near:.1%} off" if near < 10 else ""]))
     return Verdict(claim, "loose" if near <= NEARLY else "wrong", computed, corrected=corrected, note=note)
 
 
-def _garbled(claim: Claim, computed: Sequence[Computed], values: Sequence[float], found: Repair, remark: str) -> Verdict:
+def _garbled(
+    claim: Claim, computed: Sequence[Computed], values: Sequence[float], found: Repair, remark: str
+) -> Verdict:
     assert claim.claimed is not None
     slip, unit = found.slip, claim.unit
     value = slip.undo(claim.claimed[0]) if claim.kind == "bound" else values[found.index]
@@ -182,16 +193,31 @@ def _garbled(claim: Claim, computed: Sequence[Computed], values: Sequence[float]
     return Verdict(claim, "garbled", computed, slip.name, slip.factor, _text(value, unit), note)
 
 
-def _parts(claim: Claim, computed: Sequence[Computed], values: Sequence[float], unit: int) -> Verdict:
+def _shared(claim: Claim, unit: int) -> tuple[float, str] | None:
+    """The whole of which the claim is one part, in the claim's unit, and what the parts are called.
+
+    Stated as `whole`, or seen: a claim per node (rack, cluster, stage) whose reading divides something by nodes.
+    """
+    scale = float(claim.units[unit].magnitude)
+    if claim.whole is not None:
+        return float(claim.whole.magnitude) / scale, claim.part
+    counted = split(claim.units[unit])[1]
+    for part in (p for p in PARTS if counted.get(p) == -1):
+        for above in (r.result.above for r in claim.readings):
+            if above is not None and part not in split(above)[1]:
+                return float(above.magnitude) / scale, part.strip("[]")
+    return None
+
+
+def _parts(claim: Claim, computed: Sequence[Computed], values: Sequence[float], whole: float, part: str) -> Verdict:
     """A share of a whole that comes in equal parts: what counts is whether it means the same number of parts."""
-    assert claim.claimed is not None and claim.whole is not None
-    whole = float(claim.whole.magnitude / claim.units[unit].magnitude)
+    assert claim.claimed is not None
     middle = sum(claim.claimed) / 2
-    count = max(1, round(whole / middle)) if middle > 0 else 1
-    meant = sorted({round(whole / v) for v in values if v})
-    right = " or ".join(f"{_text(whole / n, claim.unit)} ({n} {claim.part}s)" for n in reversed(meant) if n)
-    note = f"{whole:.4g}/{middle:.4g} = {whole / middle:.2f}: nearest {claim.part} count {count}" if middle else ""
-    return Verdict(claim, "loose" if count in meant else "wrong", computed, corrected=right, note=note)
+    count = max(1, _round(whole / middle)) if middle else 1
+    meant = sorted({_round(whole / v) for v in values if v})
+    right = " or ".join(f"{_text(whole / n, claim.unit)} ({n} {part}s)" for n in reversed(meant) if n)
+    note = f"{whole:.4g}/{middle:.4g} = {whole / middle:.2f}: nearest {part} count {count}" if middle else ""
+    return Verdict(claim, "loose" if count in meant else "wrong", computed, corrected=right, note=note, nearest=count)
 
 
 def _divides(claim: Claim, unit: int) -> Verdict:
@@ -202,9 +228,13 @@ def _divides(claim: Claim, unit: int) -> Verdict:
     computed, feasible = [], []
     for reading in claim.readings:
         other = float(reading.result.quantity.magnitude)
-        holds = count > 0 and other > 0 and (_whole(count / other) or _whole(other / count))
+        above = reading.result.above
+        if above is not None and other > 0 and not _whole(other):  # 120 / 16 written out: it is 16 that must divide
+            holds, other = False, float(above.magnitude) / other
+        else:
+            holds = count > 0 and other > 0 and (_whole(count / other) or _whole(other / count))
         computed.append(Computed(reading.name, reading.expression, other, "", holds))
-        if not holds and other > 0:
+        if not holds and other > 0 and count > 0:
             feasible.append(_multiples(count, other))
     held = [c.name for c in computed if c.holds]
     if len(held) == len(computed):
@@ -215,16 +245,24 @@ def _divides(claim: Claim, unit: int) -> Verdict:
     shown = f"{count:,.10g}/{first.value:,.10g} = {count / first.value:.2f}" if first.value else "no count"
     if held:
         return Verdict(claim, "tension", computed, corrected=corrected, note=f"holds for: {', '.join(held)}; {shown}")
-    close = any(abs(n - count) <= NEARLY * count for n in near)
-    return Verdict(claim, "loose" if close else "wrong", computed, corrected=corrected, note=f"{shown}: not whole")
+    nearest = min((n for n in near if n > 0), key=lambda n: abs(n - count), default=None)
+    close = nearest is not None and abs(nearest - count) <= NEARLY * count
+    word, note = "loose" if close else "wrong", f"{shown}: not whole"
+    return Verdict(claim, word, computed, corrected=corrected, note=note, nearest=nearest)
 
 
 def _whole(value: float) -> bool:
-    return value >= 1 - _EXACT and abs(value - round(value)) <= _EXACT * value
+    return value >= 1 - _EXACT and abs(value - _round(value)) <= _EXACT * value
+
+
+def _round(value: float) -> int:
+    return round(value) if math.isfinite(value) else 0
 
 
 def _multiples(count: float, other: float) -> list[float]:
     """The counts beside `count` that divide: multiples of a smaller `other`, divisors of a larger one."""
+    if not math.isfinite(count / other) or not math.isfinite(other / count):
+        return []
     if other <= count:
         return [math.floor(count / other) * other, math.ceil(count / other) * other]
     below = above = int(other // count)
@@ -247,8 +285,10 @@ def _impossible(claim: Claim) -> Verdict | None:
     note = f"{share:.0%} of peak: impossible"
     if claim.readings and claim.kind in ("value", "ratio"):
         computed = [_computed(claim, r, 0) for r in claim.readings]
-        if any(c.value is not None for c in computed) and not any(c.holds for c in computed):
-            found = _failed(claim, computed, 0, note)
+        scale = float(unit.magnitude)
+        possible = [c for c in computed if c.value is not None and c.value * scale <= 1 + _EXACT]
+        if possible and not any(c.holds for c in computed):
+            found = _failed(claim, possible, 0, note)
             if found.verdict == "garbled":
                 return found
             return Verdict(claim, "impossible", computed, corrected=found.corrected, note=note)
@@ -260,3 +300,12 @@ def _text(value: float, unit: str) -> str:
     """`560 GFLOP/token`, `$63M`-style units left as they are."""
     number = f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
     return f"{number} {unit}".strip()
+
+
+def _prefixed(value: float, unit: str) -> str:
+    """A value of a base unit with the prefix that people use: 557.8 GFLOP/token."""
+    if unit.startswith(("FLOP", "byte", "J")):
+        for prefix, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+            if scale <= abs(value) < 1000 * scale:
+                return f"{value / scale:.4g} {prefix}{unit}"
+    return f"{value:.4g} {unit}"
