@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -113,3 +115,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_bytes(b"claims = [\xff")
     with pytest.raises(PlanError, match="is not TOML"):
         audit(tmp_path / "bad.toml")
+
+
+def test_pint_is_loaded_by_the_audit_alone() -> None:
+    code = """
+import sys
+import moesaic.plan.audit, moesaic.commands.plan
+assert not {"pint", "numpy", "torch", "rich"} & set(sys.modules), sorted(sys.modules)
+moesaic.plan.audit.audit()
+assert "pint" in sys.modules and "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

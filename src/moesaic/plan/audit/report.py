@@ -1,11 +1,11 @@
 """Verdicts as a sheet."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from moesaic.plan.audit.verdicts import NEARLY, TOLERANCE, Verdict
-from moesaic.plan.sheet import Sheet, Table
+from moesaic.plan.sheet import Sheet, Table, Value
 
 ORDER = ("ok", "tension", "loose", "garbled", "wrong", "impossible", "not checkable")
 
@@ -20,8 +20,8 @@ def sheet(verdicts: Sequence[Verdict], title: str) -> Sheet:
         formula = f"claims whose first rule that applies says '{name}'"
         out.add(section, f"{name.replace(' ', '_')}_claims", name, counts[name], "", formula)
     formula = "the most that rounding to two digits can change"
-    out.add(section, "tolerance", "tolerance", TOLERANCE * 100, "%", formula)
-    out.add(section, "nearly", "nearly (loose)", NEARLY * 100, "%", "three tolerances")
+    out.add(section, "tolerance_percent", "tolerance", TOLERANCE * 100, "%", formula)
+    out.add(section, "nearly_percent", "nearly (loose)", NEARLY * 100, "%", "three tolerances")
     out.table("verdicts", "Claims", [_row(v) for v in verdicts])
     slips = [v for v in verdicts if v.verdict == "garbled"]
     if slips:
@@ -56,13 +56,19 @@ def brief(full: Sheet) -> Sheet:
         {"id": row["id"], "claim": row["claim"], "verdict": row["label"]}
         | ({"expected": row["expected"]} if judged else {})
         | {
-            "computed": f"{row['computed']} {row['unit'] or ''}".strip() if row["computed"] else None,
+            "computed": _computed(row),
             "corrected": "; ".join(str(row[k]) for k in ("corrected", "note") if row[k]) or None,
         }
         for row in rows
     ]
     tables = [Table("verdicts", "Claims", short) if t.key == "verdicts" else t for t in full.tables]
     return replace(full, tables=[t for t in tables if t.key != "readings"])
+
+
+def _computed(row: Mapping[str, Value]) -> str | None:
+    """Values with the claim's unit; divisors have none."""
+    unit = "" if row["kind"] == "divides" else row["unit"] or ""
+    return f"{row['computed']} {unit}".strip() if row["computed"] else None
 
 
 def _row(v: Verdict) -> dict[str, str | float | None]:
@@ -74,6 +80,7 @@ def _row(v: Verdict) -> dict[str, str | float | None]:
     return {
         "id": v.claim.id,
         "claim": v.claim.text,
+        "kind": v.claim.kind,
         "verdict": v.verdict,
         "label": v.label,
         "slip": v.slip or None,

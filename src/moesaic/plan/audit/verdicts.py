@@ -76,8 +76,8 @@ def judge(claim: Claim) -> Verdict:
         broken = [c.name for c in computed if not c.holds]
         if not broken:
             return Verdict(claim, "ok", computed, note=remark)
-        held = ", ".join(c.name for c in computed if c.holds)
-        return Verdict(claim, "tension", computed, note=f"holds for: {held}; not for: {', '.join(broken)}")
+        held = "; ".join(c.name for c in computed if c.holds)
+        return Verdict(claim, "tension", computed, note=f"holds for {held} -- not for {'; '.join(broken)}")
     return _failed(claim, computed, unit, remark)
 
 
@@ -244,7 +244,7 @@ def _divides(claim: Claim, unit: int) -> Verdict:
     first = next(c for c in computed if not c.holds)
     shown = f"{count:,.10g}/{first.value:,.10g} = {count / first.value:.2f}" if first.value else "no count"
     if held:
-        return Verdict(claim, "tension", computed, corrected=corrected, note=f"holds for: {', '.join(held)}; {shown}")
+        return Verdict(claim, "tension", computed, corrected=corrected, note=f"holds for {'; '.join(held)} -- {shown}")
     nearest = min((n for n in near if n > 0), key=lambda n: abs(n - count), default=None)
     close = nearest is not None and abs(nearest - count) <= NEARLY * count
     word, note = "loose" if close else "wrong", f"{shown}: not whole"
