@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from moesaic.plan.cost import days, dollars, energy_mwh, implied_mfu, megawatts
 from moesaic.plan.estimate import Estimate
 from moesaic.plan.failures import Faults, outcome
+from moesaic.plan.failures_sheet import failures_sheet
 from moesaic.plan.flops import parameter_flops
 from moesaic.plan.memory import Memory
 from moesaic.plan.prices import Prices
@@ -116,9 +117,9 @@ def _memory(sheet: Sheet, found: Estimate) -> None:
     for name, value in parts.items():
         sheet.add(section, f"memory_{name}_gb", MEMORY_WORDS[name], value, "GB", f"docs/plan-train.md, memory: {name}")
     total = sum(parts.values())
-    sheet.add(section, "memory_gb", "together", total, "GB", "sum of the above")
+    sheet.add(section, "memory_gb", "memory needed", total, "GB", "sum of the above")
     sheet.add(section, "device_memory_gb", "the device has", found.device.memory_gb, "GB", found.device.source)
-    sheet.add(section, "fits", "fits", found.fits, "", "together <= the device has")
+    sheet.add(section, "fits", "fits", found.fits, "", "memory needed <= the device has")
     if not found.fits:
         sheet.note(
             f"Does not fit: {total:.1f} GB of {found.device.memory_gb:g}. See the table of what would; raise tp, pp or "
@@ -211,6 +212,8 @@ def _run(sheet: Sheet, asked: Asked, found: Estimate, prices: Prices, price: flo
         "share",
         "training FLOP / (devices x peak x days)",
     )
+    for chart in failures_sheet(found.shape, found.devices, cost.days.p50, faults).charts:
+        sheet.chart(chart)
     if found.job.imbalance == 1 and found.shape.sparse_layers:
         sheet.note("Experts are taken as evenly loaded; --imbalance 1.2 prices a busiest expert of 1.2 times the mean.")
 
