@@ -24,6 +24,7 @@ from moesaic.commands.options import (
     StageOption,
     recipe_from,
 )
+from moesaic.commands.plan import plan_app
 from moesaic.commands.recipe import recipe_app
 from moesaic.commands.talk import chat, generate
 from moesaic.errors import MoesaicError
@@ -96,6 +97,7 @@ def doctor(as_json: JsonOption = False) -> None:
     print(json.dumps(found, indent=2) if as_json else describe(found))
 
 
+app.add_typer(plan_app, name="plan")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
 

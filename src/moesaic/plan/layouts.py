@@ -6,7 +6,7 @@ them over data and tensor ranks (one whole expert on a rank), `etp = tp` splits 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from moesaic.plan.shape import Shape
 
 Array = NDArray[Any]  # of numbers, one for each layout
 NONE, SELECTIVE, FULL = 0, 1, 2  # codes of `recompute`
-RECOMPUTE = ("none", "selective", "full")
+RECOMPUTE: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Layouts:
     @property
     def edp(self) -> Array:
         """Replicas of each expert shard."""
-        edp: Array = self.dp * self.cp * self.tp // (self.ep * self.etp)
-        return edp
+        replicas: Array = self.dp * self.cp * self.tp // (self.ep * self.etp)
+        return replicas
 
     def micro_batches(self, batch: int) -> Array:
         """Micro-batches of one replica in a step of at most `batch` sequences.

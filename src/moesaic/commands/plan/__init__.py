@@ -2,9 +2,11 @@
 
 import typer
 
+from moesaic.commands.plan.audit import audit
 from moesaic.commands.plan.failures import failures
 from moesaic.commands.plan.params import params
 from moesaic.commands.plan.search import search
+from moesaic.commands.plan.train import train
 
 plan_app = typer.Typer(
     help="Price a system: parameters, memory, time, failures, serving, money; check claims.",
@@ -12,6 +14,8 @@ plan_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-plan_app.command("failures", epilog="Example: moesaic plan failures gpt4 --gpus 24960 --days 95")(failures)
 plan_app.command("params", epilog="Example: moesaic plan params gpt4 --json")(params)
+plan_app.command("train", epilog="Example: moesaic plan train gpt4 --hardware a100-80 --gpus 24960")(train)
 plan_app.command("search", epilog="Example: moesaic plan search gpt4 --hardware a100-80 --gpus 24960")(search)
+plan_app.command("failures", epilog="Example: moesaic plan failures gpt4 --gpus 24960 --days 95")(failures)
+plan_app.command("audit", epilog="Example: moesaic plan audit")(audit)

@@ -4,14 +4,13 @@ from typing import Annotated
 
 import typer
 
-from moesaic.commands.options import JsonOption, recipe_from
+from moesaic.commands.options import JsonOption
+from moesaic.commands.plan.options import SourceArg
 from moesaic.commands.plan.show import ExplainOption, HtmlOption, show
-
-ShapeArg = Annotated[str, typer.Argument(metavar="SOURCE", help="A recipe file or the name of a shipped recipe.")]
 
 
 def failures(
-    source: ShapeArg,
+    source: SourceArg,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="Devices that train.")],
     days: Annotated[float, typer.Option("--days", help="Days of wall-clock time.")] = 90,
     rate: Annotated[
@@ -58,9 +57,8 @@ def failures(
     from moesaic.plan.failures import Faults
     from moesaic.plan.failures_sheet import failures_sheet
     from moesaic.plan.goodput import LLAMA3_RATE
-    from moesaic.plan.shape import shape_of
+    from moesaic.plan.shapes import read_shape
 
-    recipe = recipe_from(source)
     faults = Faults(
         rate=LLAMA3_RATE if rate is None else rate,
         detect=parse_seconds(detect, "--detect"),
@@ -76,5 +74,5 @@ def failures(
         repair=parse_seconds(repair, "--repair"),
         confidence=confidence,
     )
-    sheet = failures_sheet(shape_of(recipe.model, recipe.name), gpus, days, faults, price)
+    sheet = failures_sheet(read_shape(source), gpus, days, faults, price)
     show(sheet, as_json, explain, html)

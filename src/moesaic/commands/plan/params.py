@@ -5,11 +5,8 @@ from typing import Annotated
 import typer
 
 from moesaic.commands.options import JsonOption, SetOption
+from moesaic.commands.plan.options import SourceArg
 from moesaic.commands.plan.show import ExplainOption, HtmlOption, show
-
-SourceArg = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="A recipe, a known model's name, or a config.json or its folder.")
-]
 
 
 def params(
