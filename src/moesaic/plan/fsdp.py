@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moesaic.plan.choice import Choice
+from moesaic.plan.estimate import Estimate
 from moesaic.plan.layer import layer_times
 from moesaic.plan.layouts import Array
 from moesaic.plan.memory import WEIGHT_BYTES, dense_layers, memory, on_rank
@@ -58,10 +58,10 @@ class Gathers:
         return self.gather_once + self.scatter_once
 
 
-def gathers(choice: Choice) -> Gathers:
-    """What FSDP would exchange in the layout of `choice`, against ZeRO-1 in the same layout."""
-    shape, job, stack, device = choice.shape, choice.job, choice.stack, choice.device
-    one, three = (replace(choice.layouts, zero=np.array([z])) for z in (1, 3))
+def gathers(found: Estimate) -> Gathers:
+    """What FSDP would exchange in the layout of `found`, against ZeRO-1 in the same layout."""
+    shape, job, stack, device = found.shape, found.job, found.stack, found.device
+    one, three = (replace(found.layout, zero=np.array([z])) for z in (1, 3))
     L = one.floats
     layers = np.ceil(shape.n_layers / L.pp)
     sparse = layers - dense_layers(shape, L, layers, False)
@@ -82,7 +82,7 @@ def gathers(choice: Choice) -> Gathers:
 
     return Gathers(
         parameters=float((plain + routed)[0]),
-        micro_batches=choice.micro_batches,
+        micro_batches=found.micro_batches,
         gather_once=WEIGHT_BYTES * float((moved[0] + moved[1])[0]),
         gather_once_s=WEIGHT_BYTES * float(seconds[0]),
         scatter_once=job.gradient_bytes * float((moved[0] + moved[1])[0]),
@@ -94,9 +94,9 @@ def gathers(choice: Choice) -> Gathers:
     )
 
 
-def add_why_no_fsdp(sheet: Sheet, choice: Choice) -> Gathers:
+def add_why_no_fsdp(sheet: Sheet, found: Estimate) -> Gathers:
     """Append the comparison to a sheet."""
-    g = gathers(choice)
+    g = gathers(found)
     section = "Why no FSDP"
     m = g.micro_batches
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moesaic.errors import PlanError
-from moesaic.plan.choice import choices, sigma_of, uncertain
+from moesaic.plan.choice import choices
 from moesaic.plan.cost import product
+from moesaic.plan.estimate import around
 from moesaic.plan.failures import Faults, outcome
-from moesaic.plan.flops import training_flops
+from moesaic.plan.flops import parameter_flops
 from moesaic.plan.job import Job
 from moesaic.plan.mixed import Group, Mixed, Share, replica_mixed
 from moesaic.plan.mixed_pipeline import pipeline_mixed, simulated
@@ -36,12 +37,12 @@ class Cluster:
     @property
     def sigma(self) -> float:
         """Of the logarithm of every time."""
-        return sigma_of(self.shape, self.stack)
+        return self.stack.sigma_sparse if self.shape.sparse_layers else self.stack.sigma
 
     def days(self, tokens_per_s: float, used: int) -> Interval:
         """Days for all tokens, failures included."""
         share = outcome(self.shape.total_parameters, used, self.faults).goodput
-        return uncertain(self.tokens / (tokens_per_s * share * 86_400), self.sigma)
+        return around(self.tokens / (tokens_per_s * share * 86_400), self.sigma)
 
     def row(
         self, name: str, tokens_per_s: float, used: Sequence[int], layout: Mapping[str, Value], paid: Sequence[int]
@@ -49,18 +50,18 @@ class Cluster:
         """One option. `used` and `paid`: devices of each group."""
         peak = sum(n * g.device.peak(self.job.precision) for n, g in zip(used, self.groups, strict=True))
         days = self.days(tokens_per_s, sum(used))
-        flop = training_flops(self.shape, self.job.seq_len)
+        mfu = around(tokens_per_s * 3 * parameter_flops(self.shape) / peak, self.sigma)
         out: dict[str, Value] = {
             "option": name,
-            "gpus_used": sum(used),
-            "tokens_per_s": uncertain(tokens_per_s, self.sigma),
-            "mfu": uncertain(tokens_per_s * flop / peak, self.sigma, 1.0),
+            "devices_used": sum(used),
+            "tokens_per_s": around(tokens_per_s, self.sigma),
+            "mfu": Interval(mfu.p10, mfu.p50, min(mfu.p90, 1.0)),
             "days": days,
         }
         if None not in self.rents:
             ranges = [r if isinstance(r, Interval) else Interval(r, r, r) for r in self.rents if r is not None]
             each = [(r.p10 * n, r.p50 * n, r.p90 * n) for r, n in zip(ranges, paid, strict=True)]
-            out["usd"] = product(24.0, days, Interval(*map(sum, zip(*each, strict=True))))  # rents move together
+            out["dollars"] = product(24.0, days, Interval(*map(sum, zip(*each, strict=True))))  # rents move together
         return out | dict(layout)
 
 
@@ -80,7 +81,7 @@ def mixed_sheet(
         found = search(shape, job, g.device, stack, g.count, space).found
         top = found.best("days", 1)
         for c in choices(shape, job, g.device, stack, top.layouts, top.gpus, top.goodput):
-            only = [c.used if j == i else 0 for j in range(len(groups))]
+            only = [c.estimate.devices if j == i else 0 for j in range(len(groups))]
             paid = [g.count if j == i else 0 for j in range(len(groups))]
             rows.append(ask.row(f"{g.device.name} alone", c.tokens_per_s, only, c.layout, paid))
     options = [replica_mixed(shape, job, groups, stack, space)]
@@ -117,7 +118,7 @@ def _best(sheet: Sheet, ask: Cluster, best: Mixed) -> None:
     sheet.add(section, "kind", "placement", NAMES[best.kind], "", "the faster of both, by tokens per second")
     sheet.add(section, "layout", "degrees", degrees + experts, "", "all that divide, compared", **layout)
     total = sum(g.count for g in ask.groups)
-    sheet.add(section, "gpus_used", "devices that compute", best.used, "", "of those given", given=total)
+    sheet.add(section, "devices_used", "devices that compute", best.used, "", "of those given", given=total)
     sheet.add(section, "batch_tokens", "batch", best.tokens, "tokens", "all micro-batches x length")
     sequences = best.tokens // ask.job.seq_len
     sheet.add(section, "batch_sequences", "batch in sequences", sequences, "", "tokens / length")
@@ -126,8 +127,8 @@ def _best(sheet: Sheet, ask: Cluster, best: Mixed) -> None:
         sheet.add(
             section, "batch_tokens_per_expert", "batch of one expert", expert, "tokens", "tokens x top_k / experts"
         )
-    sheet.add(section, "step_s", "step", uncertain(best.step_s, ask.sigma), "s", "that of the slowest generation")
-    speed = uncertain(best.tokens_per_s, ask.sigma)
+    sheet.add(section, "step_time_s", "step", around(best.step_s, ask.sigma), "s", "that of the slowest generation")
+    speed = around(best.tokens_per_s, ask.sigma)
     sheet.add(section, "tokens_per_s", "tokens per second", speed, "", "batch / step")
     sheet.add(section, "days", "days", ask.days(best.tokens_per_s, best.used), "d", "tokens / (tokens/s x goodput)")
     section = "The slowest wave"
@@ -135,7 +136,7 @@ def _best(sheet: Sheet, ask: Cluster, best: Mixed) -> None:
     sheet.add(section, "slowest", "all wait for", slowest.group.device.label, "", "the longest busy time of a step")
     how = "1 - mean over devices of busy time / the longest: what equal speeds would not lose"
     sheet.add(section, "waiting", "share of the busy time lost to waiting", best.waiting, "", how)
-    lost = uncertain(best.waiting * best.used * 24 * ask.days(best.tokens_per_s, best.used).p50, ask.sigma)
+    lost = around(best.waiting * best.used * 24 * ask.days(best.tokens_per_s, best.used).p50, ask.sigma)
     sheet.add(section, "device_hours_lost", "device-hours lost to it", lost, "h", "waiting x devices x 24 x days")
     if (run := simulated(best)) is not None:
         sheet.add(
@@ -150,8 +151,8 @@ def _share(s: Share, best: Mixed) -> dict[str, Value]:
     slowest = max(x.seconds for x in best.shares)
     return {
         "device": s.group.device.name,
-        "gpus": s.group.count,
-        "gpus_used": s.used,
+        "devices": s.group.count,
+        "devices_used": s.used,
         "replicas": s.replicas,
         "stages": s.stages,
         "layers_of_a_stage": s.layers,

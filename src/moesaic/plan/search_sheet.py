@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moesaic.errors import PlanError
-from moesaic.plan.choice import Choice, choices, uncertain
+from moesaic.plan.choice import Choice, choices
 from moesaic.plan.device import Device
+from moesaic.plan.estimate import around
 from moesaic.plan.failures import Faults
-from moesaic.plan.flops import training_flops
+from moesaic.plan.flops import parameter_flops
 from moesaic.plan.job import Job
 from moesaic.plan.quantity import human
 from moesaic.plan.search import Found, Objective, Search, pareto, search
@@ -17,6 +18,7 @@ from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Chart, Interval, Sheet, Value
 from moesaic.plan.space import Funnel, Space, kernels, pipelines, replicas, whole
 from moesaic.plan.stack import Stack
+from moesaic.plan.train_sheet import MEMORY_WORDS
 
 CLOUD = 400  # layouts drawn behind the front
 HELD = {
@@ -89,7 +91,7 @@ def answer(ask: Question) -> Answer:
     funnel = Funnel()
     last: Search | None = None
     peak = ask.device.peak(ask.job.precision)
-    flop = training_flops(ask.shape, ask.job.seq_len)
+    flop = 3 * parameter_flops(ask.shape)
     for count in ask.gpus:
         last = ask.search(count)
         funnel = funnel + last.funnel
@@ -109,10 +111,10 @@ def answer(ask: Question) -> Answer:
     score = {
         "days": lambda c: -c.tokens_per_s * c.goodput,
         "cost": lambda c: -c.tokens_per_s * c.goodput / c.gpus,
-        "mfu": lambda c: -c.tokens_per_s / c.used,
+        "mfu": lambda c: -c.tokens_per_s / c.estimate.devices,
     }[ask.objective]
-    kept = pareto(np.array([[-c.mfu.p50, float(c.memory.total[0])] for c in front]))
-    front = sorted((front[i] for i in kept), key=lambda c: float(c.memory.total[0]))
+    kept = pareto(np.array([[-c.tokens_per_s / c.estimate.devices, c.estimate.bytes_needed] for c in front]))
+    front = sorted((front[i] for i in kept), key=lambda c: c.estimate.bytes_needed)
     return Answer(sorted(best, key=score)[: ask.top], by_count, front, cloud, funnel)
 
 
@@ -176,76 +178,55 @@ def search_sheet(ask: Question) -> tuple[Sheet, Choice]:
 
 
 def add_best(sheet: Sheet, best: Choice, tokens: float, price: Interval | float | None) -> None:
-    """Figures of one layout."""
-    layout = best.layout
+    """Figures of one layout. Keys are those of `plan train`."""
+    layout, found = best.layout, best.estimate
     section = "Best layout"
     degrees = " x ".join(f"{name.upper()} {layout[name]}" for name in ("tp", "pp", "cp", "dp"))
-    experts = f", EP {layout['ep']} x ETP {layout['etp']}" if best.shape.sparse_layers else ""
+    experts = f", EP {layout['ep']} x ETP {layout['etp']}" if found.shape.sparse_layers else ""
     sheet.add(section, "layout", "degrees", degrees + experts, "", "all that divide, compared", **layout)
     how = f"micro-batch {layout['micro_batch']}, {layout['chunks']} chunks a stage, ZeRO-{layout['zero']}"
     sheet.add(section, "settings", "settings", f"{how}, recompute {layout['recompute']}", "", "")
-    sheet.add(section, "gpus_used", "devices that compute", best.used, "", "TP x PP x CP x DP", asked=best.gpus)
-    sheet.add(
-        section, "gpus_idle", "devices left over", best.gpus - best.used, "", "asked for - used; paid all the same"
-    )
-    sheet.add(
-        section, "micro_batches", "micro-batches of a replica", best.micro_batches, "", "batch / (DP x micro-batch)"
-    )
-    b = best.job
-    sheet.add(section, "batch_tokens", "batch", b.batch_tokens, "tokens", "micro-batches x DP x micro-batch x length")
-    sheet.add(section, "batch_sequences", "batch in sequences", b.batch, "", "tokens / length", seq_len=b.seq_len)
-    if best.shape.sparse_layers:
-        sizes: dict[str, Value] = {"top_k": best.shape.top_k, "experts": best.shape.n_experts}
-        words = "tokens x top_k / experts"
-        key = "batch_tokens_per_expert"
-        sheet.add(section, key, "batch of one expert", best.tokens_per_expert, "tokens", words, **sizes)
-    section = "Memory of the fullest device"
-    held = {name: float(getattr(best.memory, name)[0]) / 1e9 for name in vars(best.memory)}
-    for name, size in held.items():
-        sheet.add(section, f"{name}_gb", name, size, "GB", HELD[name])
-    sheet.add(section, "memory_gb", "total", sum(held.values()), "GB", "sum", room_gb=best.device.memory_gb)
+    sheet.add(section, "devices", "devices at work", found.devices, "", "TP x PP x CP x DP", asked=best.gpus)
+    idle = best.gpus - found.devices
+    sheet.add(section, "idle_devices", "devices left over", idle, "", "asked for - at work; paid all the same")
+    how = "batch / (DP x micro-batch), whole rounds of PP when interleaved"
+    sheet.add(section, "micro_batches", "micro-batches of a replica", found.micro_batches, "", how)
+    how = "micro-batches x DP x micro-batch x length"
+    sheet.add(section, "batch_tokens", "batch", found.tokens, "tokens", how, seq_len=found.job.seq_len)
+    sheet.add(section, "batch_sequences", "", found.sequences, "sequences", "tokens / length")
+    if found.shape.sparse_layers:
+        how = "tokens x top_k / experts"
+        sheet.add(section, "batch_tokens_per_expert", "", best.tokens_per_expert, "tokens per expert", how)
+    section = "Memory of a device on the heaviest stage"
+    for name, value in vars(found.memory).items():
+        sheet.add(section, f"memory_{name}_gb", MEMORY_WORDS[name], float(value[0]) / 1e9, "GB", HELD[name])
+    sheet.add(section, "memory_gb", "memory needed", found.bytes_needed / 1e9, "GB", "sum of the above")
+    sheet.add(section, "device_memory_gb", "the device has", found.device.memory_gb, "GB", found.device.source)
     section = "One step"
     for name, seconds in best.seconds().items():
         sheet.add(section, f"{name}_s", name.replace("_", " "), seconds, "s", SPENT[name])
-    spread = f"sum of the parts; p10 and p90 by the stack's residual, sigma {best.sigma:g}"
-    sheet.add(section, "step_s", "step", uncertain(best.step_s, best.sigma), "s", spread)
-    sheet.add(
-        section,
-        "bubble",
-        "bubble as a share of the pipeline's time",
-        float(best.step.bubble_fraction[0]),
-        "",
-        "(p - 1) / (v m + p - 1), Narayanan et al. 2021",
-        p=layout["pp"],
-        v=layout["chunks"],
-        m=best.micro_batches,
-    )
-    sheet.add(
-        section, "tokens_per_s", "tokens per second", uncertain(best.tokens_per_s, best.sigma), "", "batch / step"
-    )
-    flop = training_flops(best.shape, b.seq_len)
-    peak = best.device.peak(b.precision)
-    sheet.add(
-        section,
-        "mfu",
-        "MFU",
-        best.mfu,
-        "",
-        "FLOP per token x tokens/s / (devices x peak): matrix products, scores below the diagonal",
-        gflop_per_token=flop / 1e9,
-        peak_tflops=peak / 1e12,
-        devices=best.used,
-    )
-    sheet.add(section, "mfu_6n", "MFU by 6 N", best.mfu_6n, "", "the same with 6 x active parameters per token")
+    how = "sum of the parts; interval from the residuals of the stack"
+    sheet.add(section, "step_time_s", "time", found.seconds, "s", how, stack=found.stack.name, sigma=found.sigma)
+    m, bubble = found.micro_batches, float(found.time.bubble_fraction[0])
+    how = "(p - 1) / (v m + p - 1), Narayanan et al. 2021, sec. 2.2.2"
+    sheet.add(section, "bubble", "pipeline bubble", bubble, "share", how, p=layout["pp"], v=layout["chunks"], m=m)
+    speed = around(best.tokens_per_s, found.sigma)
+    sheet.add(section, "tokens_per_s", "tokens", speed, "tokens/s", "batch / time")
+    how = "6 x active parameters x tokens/s / (devices at work x peak)"
+    sheet.add(section, "mfu", "model FLOP utilisation (6 N)", found.mfu, "share", how, peak_tflops=found.peak / 1e12)
+    how = "3 x forward with causal scores x tokens/s / peak"
+    label = "the same with attention scores"
+    sheet.add(section, "mfu_with_attention", label, found.mfu_with_attention, "share", how)
     section = "The run"
     sheet.add(section, "tokens", "tokens", tokens, "", "given, or the recipe's first stage")
-    sheet.add(section, "goodput", "share of time that is work kept", best.goodput, "", "see moesaic plan failures")
-    sheet.add(section, "days", "days", best.days(tokens), "d", "tokens / (tokens per second x goodput)")
-    hours = best.days(tokens).map(24.0 * best.gpus)
-    sheet.add(section, "device_hours", "device-hours", hours, "h", "24 x days x devices asked for")
+    sheet.add(section, "goodput", "goodput", best.goodput, "share", "work kept / time; see moesaic plan failures")
+    days = best.days(tokens)
+    sheet.add(section, "days", "days", days, "d", "tokens / (tokens/s x goodput)")
+    how = "24 x days x devices asked for"
+    sheet.add(section, "device_hours", "device-hours", days.map(24.0 * best.gpus), "h", how)
     if price is not None:
         rent: Value = price
-        sheet.add(section, "usd", "dollars", best.dollars(tokens, price), "$", "device-hours x price", price=rent)
+        sheet.add(section, "dollars", "cost", best.dollars(tokens, price), "$", "device-hours x price", price=rent)
 
 
 def _set_aside(sheet: Sheet, f: Funnel) -> None:
@@ -257,7 +238,7 @@ def _set_aside(sheet: Sheet, f: Funnel) -> None:
 
 
 def _front(c: Choice) -> Mapping[str, Value]:
-    return {"memory_gb": float(c.memory.total[0]) / 1e9, "mfu": c.mfu, "gpus": c.gpus, **c.layout}
+    return {"memory_gb": c.estimate.bytes_needed / 1e9, "mfu": c.estimate.mfu, "devices": c.gpus, **c.layout}
 
 
 def _counts(sheet: Sheet, by_count: Sequence[Choice], ask: Question) -> None:
@@ -276,7 +257,7 @@ def _counts(sheet: Sheet, by_count: Sequence[Choice], ask: Question) -> None:
 
 
 def _charts(sheet: Sheet, found: Answer, ask: Question) -> None:
-    front = [(float(c.memory.total[0]) / 1e9, c.mfu.p50) for c in found.front]
+    front = [(c.estimate.bytes_needed / 1e9, c.estimate.mfu.p50) for c in found.front]
     sheet.chart(
         Chart(
             "mfu_by_memory",
@@ -290,8 +271,8 @@ def _charts(sheet: Sheet, found: Answer, ask: Question) -> None:
         )
     )
     top = found.best[:8]
-    parts = [n for n in vars(top[0].memory) if any(float(getattr(c.memory, n)[0]) for c in top)]
-    bars = {n: [(float(i), float(getattr(c.memory, n)[0]) / 1e9) for i, c in enumerate(top)] for n in parts}
+    parts = [n for n in vars(top[0].estimate.memory) if any(float(getattr(c.estimate.memory, n)[0]) for c in top)]
+    bars = {n: [(float(i), float(getattr(c.estimate.memory, n)[0]) / 1e9) for i, c in enumerate(top)] for n in parts}
     names = [f"{i + 1}" for i in range(len(top))]
     mark = [(ask.device.memory_gb, "device")]
     title = "Memory of the best layouts"
@@ -306,20 +287,22 @@ def _short(c: Choice) -> str:
 
 
 def _notes(sheet: Sheet, best: Choice, ask: Question) -> None:
-    layout, idle = best.layout, best.gpus - best.used
-    if idle:
-        sheet.note(
-            f"{best.used:,} of {best.gpus:,} devices are used; {idle:,} idle and are paid for: ask for {best.used:,}."
-        )
-    if best.job.batch != ask.job.batch:
+    layout, found = best.layout, best.estimate
+    if idle := best.gpus - found.devices:
+        used = f"{found.devices:,}"
+        sheet.note(f"{used} of {best.gpus:,} devices work; {idle:,} idle and are paid for: ask for {used}.")
+    if found.sequences != ask.job.batch:
         rounds = f" in whole rounds of pp = {layout['pp']}" if layout["chunks"] != 1 else ""
         sheet.note(
-            f"Of {ask.job.batch:,} sequences a step takes {best.job.batch:,}: {best.micro_batches} micro-batches"
+            f"Of {ask.job.batch:,} sequences a step takes {found.sequences:,}: {found.micro_batches} micro-batches"
             f"{rounds} on {layout['dp']} replicas. Layouts are compared by tokens per second."
         )
     if layout["cp"] != 1:
         sheet.note("Context parallelism: the exchange of keys and values is taken as hidden behind attention.")
+    if found.shape.sparse_layers and ask.job.imbalance == 1:
+        sheet.note("Experts are taken as evenly loaded; --imbalance 1.2 prices a busiest expert of 1.2 times the mean.")
+    half = 100 * (np.exp(0.6745 * found.sigma) - 1)
     sheet.note(
-        f"Times are those of {ask.stack.label}; half of all runs of its kind lie within "
-        f"{100 * (np.exp(0.6745 * best.sigma) - 1):.0f} % of the middle one; the first rows differ by less."
+        f"Times are those of {ask.stack.label}: half of such runs lie within {half:.0f} % of the median. Rows that differ "
+        "by less may change places."
     )

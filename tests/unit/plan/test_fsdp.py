@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moesaic.plan.choice import Choice, choices
 from moesaic.plan.device import device
+from moesaic.plan.estimate import Estimate, estimate
 from moesaic.plan.fsdp import add_why_no_fsdp, gathers
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import Layouts
@@ -24,9 +24,9 @@ def gpt4() -> Shape:
     return shape_of(read_recipe("gpt4").model, "gpt4")
 
 
-def choice(shape: Shape, batch: int = 7280, **degrees: int) -> Choice:
+def choice(shape: Shape, batch: int = 7280, **degrees: int) -> Estimate:
     layouts = Layouts.of(**{"tp": 8, "pp": 15, "dp": 208, **degrees})
-    return choices(shape, Job(8192, batch), A100, STACK, layouts, np.array([24_960]), np.ones(1))[0]
+    return estimate(shape, Job(8192, batch), A100, STACK, layouts)
 
 
 def test_described_layout_gathers_35_times_each_way(gpt4: Shape) -> None:
@@ -57,12 +57,12 @@ def test_step_and_memory_are_the_models(gpt4: Shape) -> None:
     one = choice(gpt4, ep=16, zero=1)
     three = choice(gpt4, ep=16, zero=3)
     for g in (gathers(one), gathers(three)):  # whichever of them was chosen
-        assert g.step_zero1_s == pytest.approx(one.step_s, rel=1e-12)
-        assert g.step_zero3_s == pytest.approx(three.step_s, rel=1e-12)
+        assert g.step_zero1_s == pytest.approx(one.seconds.p50, rel=1e-12)
+        assert g.step_zero3_s == pytest.approx(three.seconds.p50, rel=1e-12)
         assert g.saved == pytest.approx(float((one.memory.total - three.memory.total)[0]), rel=1e-12)
     exchange = 35 * (2 * g.gather_once_s + g.scatter_once_s)
-    assert three.step.data_parallel[0] <= exchange * (1 + 1e-12)
-    assert three.step.data_parallel[0] >= exchange - 35 * g.busy_s
+    assert three.time.data_parallel[0] <= exchange * (1 + 1e-12)
+    assert three.time.data_parallel[0] >= exchange - 35 * g.busy_s
 
 
 def test_more_micro_batches_gather_more(gpt4: Shape) -> None:
@@ -81,8 +81,8 @@ def test_sheet_says_it(gpt4: Shape) -> None:
 
 def test_one_replica_gathers_nothing() -> None:
     tiny = Shape("t", n_layers=4, d_model=256, n_heads=4, n_kv_heads=4, head_dim=64, d_ff=512, vocab_size=1000)
-    alone = choices(tiny, Job(128, 8), A100, STACK, Layouts.of(pp=2), np.array([2]), np.ones(1))[0]
+    alone = estimate(tiny, Job(128, 8), A100, STACK, Layouts.of(pp=2))
     g = gathers(alone)
     assert g.fsdp_step == g.gather_once == 0
-    held = memory(tiny, alone.job, replace(alone.layouts, zero=np.array([3])), STACK)
+    held = memory(tiny, alone.job, replace(alone.layout, zero=np.array([3])), STACK)
     assert g.saved == pytest.approx(float((alone.memory.total - held.total)[0]))

@@ -18,12 +18,12 @@ from moesaic.plan.mixed import Group, Mixed, Share, parse_cluster, replica_mixed
 from moesaic.plan.mixed_pipeline import _step, pipeline_mixed, simulated, splits
 from moesaic.plan.mixed_sheet import mixed_sheet
 from moesaic.plan.search import search
+from moesaic.plan.search_plan import read_workload
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_shape
 from moesaic.plan.space import Space
 from moesaic.plan.stack import stack
 from moesaic.plan.step import step_time
-from moesaic.plan.workload import read_workload
 
 STACK = stack("megatron-core")
 A100, H100 = device("a100-80"), device("h100")
@@ -188,7 +188,7 @@ def test_verb() -> None:
     assert 0 <= told["waiting"] < 0.2
     assert min(r["waits"] for r in told["generations"]) == 0
     best = next(r for r in told["options"] if r["tokens_per_s"]["p50"] == together)
-    assert best["usd"]["p50"] == pytest.approx(6144 * 24 * 2 * told["days"]["p50"])
+    assert best["dollars"]["p50"] == pytest.approx(6144 * 24 * 2 * told["days"]["p50"])
 
 
 def test_nothing_fits() -> None:

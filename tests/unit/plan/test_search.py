@@ -20,13 +20,13 @@ from moesaic.plan.job import Job
 from moesaic.plan.layouts import FULL, Layouts, join, valid
 from moesaic.plan.memory import memory, memory_total
 from moesaic.plan.search import Search, goodputs, pareto, search
+from moesaic.plan.search_plan import read_workload
 from moesaic.plan.search_sheet import Question, search_sheet
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_shape
 from moesaic.plan.space import Space, divisors, grids
 from moesaic.plan.stack import stack, stacks
 from moesaic.plan.step import step_time
-from moesaic.plan.workload import read_workload
 
 STACK = stack("megatron-core")
 NARROW = replace(device("a100-80"), domain=4, memory_gb=6.0)
@@ -219,14 +219,17 @@ def test_a_choice_is_what_memory_and_step_time_say() -> None:
     shape, job, _ = read_workload("gpt4", None, "60M")
     layouts = Layouts.of(tp=8, pp=15, dp=208, ep=16, chunks=np.array([1, 8]), recompute=1)
     plain, interleaved = choices(shape, job, device("a100-80"), STACK, layouts, np.full(2, 25_000), np.ones(2))
-    assert (plain.micro_batches, interleaved.micro_batches) == (35, 30)  # whole rounds of 15
-    assert (plain.job.batch, interleaved.job.batch) == (7280, 6240)
-    assert plain.step.bubble_fraction[0] == pytest.approx(14 / 49)
+    assert (plain.estimate.micro_batches, interleaved.estimate.micro_batches) == (35, 30)  # whole rounds of 15
+    assert (plain.estimate.sequences, interleaved.estimate.sequences) == (7280, 6240)
+    assert plain.estimate.time.bubble_fraction[0] == pytest.approx(14 / 49)
     assert plain.tokens_per_expert == 7280 * 8192 / 8
-    assert plain.step_s == pytest.approx(float(step_time(shape, job, layouts, device("a100-80"), STACK).total[0]))
-    assert sum(plain.seconds().values()) == pytest.approx(plain.step_s)
-    assert plain.mfu.p90 / plain.mfu.p50 == pytest.approx(np.exp(1.2816 * STACK.sigma_sparse))
-    assert plain.mfu_6n.p50 < plain.mfu.p50
+    assert plain.estimate.seconds.p50 == pytest.approx(
+        step_time(shape, job, layouts, device("a100-80"), STACK).total[0]
+    )
+    assert sum(plain.seconds().values()) == pytest.approx(plain.estimate.seconds.p50)
+    days = plain.days(13e12)
+    assert days.p90 / days.p50 == pytest.approx(np.exp(1.2816 * STACK.sigma_sparse))
+    assert plain.dollars(13e12, 2.0) == days.map(24 * 2.0 * 25_000)  # those that idle are paid for
 
 
 def test_a_range_of_devices_takes_the_cheapest() -> None:
@@ -234,11 +237,11 @@ def test_a_range_of_devices_takes_the_cheapest() -> None:
     ask = Question(DENSE, job, device("a100-80"), STACK, (8, 12, 16, 64), 1e12, "cost", price=2.0)
     sheet, best = search_sheet(ask)
     table = next(t for t in sheet.tables if t.key == "by_gpus")
-    dollars = {r["gpus"]: r["usd"].p50 for r in table.rows}  # type: ignore[union-attr]
+    dollars = {r["devices"]: r["dollars"].p50 for r in table.rows}  # type: ignore[union-attr]
     assert best.gpus == min(dollars, key=lambda n: dollars[n])  # type: ignore[arg-type,return-value]
-    assert sheet["usd"].p50 == pytest.approx(min(dollars.values()))  # type: ignore[union-attr]
-    days = {r["gpus"]: r["days"].p50 for r in table.rows}  # type: ignore[union-attr]
-    for n, kept in ((r["gpus"], r["on_the_front"]) for r in table.rows):
+    assert sheet["dollars"].p50 == pytest.approx(min(dollars.values()))  # type: ignore[union-attr]
+    days = {r["devices"]: r["days"].p50 for r in table.rows}  # type: ignore[union-attr]
+    for n, kept in ((r["devices"], r["on_the_front"]) for r in table.rows):
         beaten = any(m < n and days[m] <= days[n] and dollars[m] <= dollars[n] for m in days)  # type: ignore[operator]
         assert kept or beaten
         assert dollars[n] == pytest.approx(n * 24 * days[n] * 2.0)  # type: ignore[operator]
@@ -286,11 +289,11 @@ def test_verb() -> None:
     run = CliRunner().invoke(plan_app, [*words, "--top=4", "--json"])
     assert run.exit_code == 0, run.output
     told = json.loads(run.stdout)
-    assert told["gpus_used"] == 24_960
-    assert told["gpus_idle"] == 40
+    assert told["devices"] == 24_960
+    assert told["idle_devices"] == 40
     assert len(told["top"]) == 4
     assert told["top"][0]["days"] == told["days"]
-    assert told["usd"]["p50"] == pytest.approx(25_000 * 24 * told["days"]["p50"])
+    assert told["dollars"]["p50"] == pytest.approx(25_000 * 24 * told["days"]["p50"])
     assert told["days"]["p10"] < told["days"]["p50"] < told["days"]["p90"]
     assert {"batch_tokens", "batch_sequences", "batch_tokens_per_expert"} <= told.keys()
     degrees = [{k: r[k] for k in ("tp", "pp", "cp", "dp", "ep", "etp", "micro_batch", "chunks")} for r in told["top"]]

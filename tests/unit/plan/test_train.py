@@ -146,7 +146,7 @@ def test_intervals_hold_eighty_per_cent_of_a_log_normal() -> None:
     found = around(2.0, 0.1)
     assert found.p90 / found.p50 == pytest.approx(found.p50 / found.p10)
     assert found.p90 == pytest.approx(2.0 * 2.718281828**0.12816, rel=1e-6)
-    assert Z80 == pytest.approx(1.2816)
+    assert pytest.approx(1.2816) == Z80
 
 
 def test_the_verb_prints_json_with_units_in_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
