@@ -303,6 +303,6 @@ def _notes(sheet: Sheet, best: Choice, ask: Question) -> None:
         sheet.note("Experts are taken as evenly loaded; --imbalance 1.2 prices a busiest expert of 1.2 times the mean.")
     half = 100 * (np.exp(0.6745 * found.sigma) - 1)
     sheet.note(
-        f"Times are those of {ask.stack.label}: half of such runs lie within {half:.0f} % of the median. Rows that differ "
-        "by less may change places."
+        f"Times are those of {ask.stack.label}: half of such runs lie within {half:.0f} % of the median. Rows "
+        "that differ by less may change places."
     )

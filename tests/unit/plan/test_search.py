@@ -223,13 +223,14 @@ def test_a_choice_is_what_memory_and_step_time_say() -> None:
     assert (plain.estimate.sequences, interleaved.estimate.sequences) == (7280, 6240)
     assert plain.estimate.time.bubble_fraction[0] == pytest.approx(14 / 49)
     assert plain.tokens_per_expert == 7280 * 8192 / 8
-    assert plain.estimate.seconds.p50 == pytest.approx(
-        step_time(shape, job, layouts, device("a100-80"), STACK).total[0]
-    )
+    seconds = step_time(shape, job, layouts, device("a100-80"), STACK).total
+    assert plain.estimate.seconds.p50 == pytest.approx(seconds[0])
     assert sum(plain.seconds().values()) == pytest.approx(plain.estimate.seconds.p50)
     days = plain.days(13e12)
     assert days.p90 / days.p50 == pytest.approx(np.exp(1.2816 * STACK.sigma_sparse))
-    assert plain.dollars(13e12, 2.0) == days.map(24 * 2.0 * 25_000)  # those that idle are paid for
+    paid = plain.dollars(13e12, 2.0)
+    assert paid is not None
+    assert paid.p50 == pytest.approx(days.p50 * 24 * 2.0 * 25_000)  # those that idle too
 
 
 def test_a_range_of_devices_takes_the_cheapest() -> None:
@@ -304,7 +305,7 @@ def test_workload_of_a_recipe_and_of_a_shape() -> None:
     shape, job, tokens = read_workload("gpt4")
     assert (job.seq_len, job.batch, tokens) == (8192, 7280, 13e12)
     other, job, tokens = read_workload("llama-3-70b", seq_len="4k")
-    assert (job.seq_len, job.batch) == (4096, 976)
+    assert (job.seq_len, job.batch) == (4096, 1024)
     assert tokens == 20 * other.active_parameters
     with pytest.raises(PlanError, match="holds no sequence"):
         read_workload("gpt4", batch="1k")
