@@ -46,9 +46,9 @@ class LayerTimes:
 
 def layer_times(shape: Shape, job: Job, layouts: Layouts, device: Device, stack: Stack) -> LayerTimes:
     """Seconds of the layers of a stage on one micro-batch of each layout."""
-    L = layouts
+    L = layouts.floats
     tp, d = L.tp, shape.d_model
-    tokens = L.micro_batch * job.seq_len / L.cp
+    tokens = L.micro_batch * (job.seq_len / L.cp)
     split = tp if stack.sequence_parallel else np.ones_like(tp)
     peak = device.peak(job.precision) * stack.rate(stack.gemm, device.generation)
     peak *= 1.0 if job.precision in ("bf16", "fp16") else stack.low_precision

@@ -84,73 +84,153 @@ def on_rank(shape: Shape, layouts: Layouts) -> RankParameters:
     )
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """What one pipeline stage holds on a rank: parameters, and bytes that no sharding of parameters changes."""
+
+    plain: Array  # parameters that all ranks of an expert group share
+    routed: Array
+    widest: Array  # parameters of the largest layer
+    activations: Array
+    logits: Array
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """Bytes per parameter outside the experts and in them, after ZeRO's sharding."""
+
+    weights: tuple[Array, Array]
+    gradients: tuple[Array, Array]
+    optimizer: tuple[Array, Array]
+    gathered: Array
+
+    @property
+    def all(self) -> tuple[Array, Array]:
+        """Weights, gradients and optimizer together."""
+        plain, routed = zip(self.weights, self.gradients, self.optimizer, strict=True)
+        return sum(plain), sum(routed)  # type: ignore[return-value]
+
+
 def memory(shape: Shape, job: Job, layouts: Layouts, stack: Stack) -> Memory:
     """Memory of each layout, on the stage that needs most."""
-    L = layouts
-    few = shape.n_layers // L.pp
+    L = layouts.floats
+    each = _bytes(job, L)
+    best: _Stage | None = None
+    most: Array = np.zeros(())
+    for stage, exists in _stages(shape, job, L, stack):
+        size = _allocated(stage, each)
+        if best is None:
+            best, most = stage, size
+        elif (heavier := (size > most) & exists).any():
+            most = np.where(heavier, size, most)
+            best = _Stage(*(np.where(heavier, getattr(stage, n), getattr(best, n)) for n in vars(best)))
+    assert best is not None
+
+    def held(per_parameter: tuple[Array, Array]) -> Array:
+        return best.plain * per_parameter[0] + best.routed * per_parameter[1]
+
+    return Memory(
+        weights=held(each.weights),
+        gradients=held(each.gradients),
+        optimizer=held(each.optimizer),
+        gathered=best.widest * each.gathered,
+        activations=best.activations,
+        logits=best.logits,
+        reserve=CONTEXT_BYTES + FRAGMENTATION * most,
+    )
+
+
+def memory_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack) -> Array:
+    """`memory(...).total` without its parts, several times faster."""
+    L = layouts.floats
+    each = _bytes(job, L)
+    most: Array | None = None
+    for stage, exists in _stages(shape, job, L, stack):
+        size = _allocated(stage, each, exists)
+        most = size if most is None else np.maximum(most, size, out=most if most.shape == size.shape else None)
+    assert most is not None
+    return CONTEXT_BYTES + (1 + FRAGMENTATION) * most
+
+
+def _allocated(stage: _Stage, each: _Bytes, exists: Array | bool = True) -> Array:
+    """Bytes of a stage, 0 where it does not exist. Over a grid only the last sum has its full size."""
+    plain, routed = each.all
+    states = stage.plain * plain + stage.routed * routed + stage.widest * each.gathered
+    rest = stage.activations + stage.logits
+    if exists is not True:
+        states, rest = states * exists, rest * exists
+    out: Array = states + rest
+    return out
+
+
+def _bytes(job: Job, L: Layouts) -> _Bytes:
+    replicas, expert_replicas = L.dp * L.cp, L.edp
+
+    def each(size: int, zero: int) -> tuple[Array, Array]:
+        sharded = L.zero >= zero
+        return np.where(sharded, size / replicas, size), np.where(sharded, size / expert_replicas, size)
+
+    return _Bytes(
+        weights=each(WEIGHT_BYTES, 3),
+        gradients=each(job.gradient_bytes, 2),
+        optimizer=each(job.optimizer_bytes, 1),
+        gathered=np.where(L.zero >= 3, 2.0 * WEIGHT_BYTES, 0.0),  # the layer at work and the one being fetched
+    )
+
+
+def _stages(shape: Shape, job: Job, L: Layouts, stack: Stack) -> list[tuple[_Stage, Array | bool]]:
+    """The stages one of which is the heaviest, and where each exists beside the others."""
+    few = np.floor(shape.n_layers / L.pp)
     more = shape.n_layers - few * L.pp  # stages, the last ones, that hold one layer more
     first_heavy = np.where(more > 0, np.minimum(more, L.pp), L.pp)  # stages from there to the end
     single = L.pp == 1
     parts = on_rank(shape, L)
-    activation = layer_activations(shape, job, L, stack)
+    kept = layer_activations(shape, job, L, stack)
     in_flight = np.minimum(L.pp, L.micro_batches(job.batch))
     if not job.zero_bubble:
         in_flight = in_flight * np.where(L.chunks > 1, 1 + (L.pp - 1) / (L.pp * L.chunks), 1)
     head = shape.vocab_size * shape.d_model / L.tp
     untied = 0 if shape.tied else 1
-    last_layers = few + (more > 0)
-    kinds = (
-        # stage, its layers, micro-batches in flight, embedding, head
-        ("first", few, in_flight, parts.embedding + np.where(single, untied * head, 0), single),
-        ("second", few + (more >= L.pp - 1), in_flight * (L.pp - 1) / L.pp, 0.0 * head, False),
-        ("heavy", last_layers, in_flight * first_heavy / L.pp, 0.0 * head, False),
-        ("last", last_layers, in_flight / L.pp, np.where(single, parts.embedding + untied * head, head), True),
-    )
-    best: Memory | None = None
-    for stage, layers, flight, vocabulary, has_head in kinds:
-        found = _stage(shape, job, L, parts, activation, stage == "first", layers, flight, vocabulary, has_head, stack)
-        best = found if best is None else _heavier(best, found, (L.pp > 2) | (stage in ("first", "last")))
-    assert best is not None
-    return best
+    last = few + (more > 0)
+
+    def stage(layers: Array, flight: Array, vocabulary: Array, has_head: Array | bool, first: bool = False) -> _Stage:
+        return stage_load(shape, job, L, parts, kept, layers, flight, vocabulary, has_head, first)
+
+    none = np.zeros(())
+    middle = L.pp > 2
+    return [
+        (stage(few, in_flight, parts.embedding + np.where(single, untied * head, 0), single, first=True), True),
+        (stage(few + (more >= L.pp - 1), in_flight * ((L.pp - 1) / L.pp), none, False), middle),
+        (stage(last, in_flight * (first_heavy / L.pp), none, False), middle),
+        (stage(last, in_flight / L.pp, np.where(single, parts.embedding + untied * head, head), True), True),
+    ]
 
 
-def _stage(
+def stage_load(
     shape: Shape,
     job: Job,
     L: Layouts,
     parts: RankParameters,
-    activation: tuple[Array, Array, Array, Array],
-    first: bool,
+    kept: tuple[Array, Array, Array, Array],
     layers: Array,
     flight: Array,
     vocabulary: Array,
     has_head: bool | Array,
-    stack: Stack,
-) -> Memory:
+    first: bool,
+) -> _Stage:
+    """A stage of `layers` layers with `flight` micro-batches in flight and `vocabulary` parameters beside them."""
     dense = dense_layers(shape, L, layers, first)
     sparse = layers - dense
-    plain = dense * parts.dense_layer + sparse * parts.sparse_layer + vocabulary
-    routed = sparse * parts.experts
-    replicas, expert_replicas = L.dp * L.cp, L.edp
-    z1, z2, z3 = (L.zero >= n for n in (1, 2, 3))
-
-    def shared(bytes_each: float, when: Array) -> Array:
-        held: Array = np.where(when, plain / replicas + routed / expert_replicas, plain + routed)
-        return bytes_each * held
-
-    dense_kept, sparse_kept, dense_work, sparse_work = activation
-    kept = flight * (dense * dense_kept + sparse * sparse_kept)
+    dense_kept, sparse_kept, dense_work, sparse_work = kept
     working = np.where(L.recompute == FULL, np.maximum(dense_work * (dense > 0), sparse_work * (sparse > 0)), 0.0)
-    widest = np.maximum(parts.dense_layer * (dense > 0), (parts.sparse_layer + parts.experts) * (sparse > 0))
-    tokens = L.micro_batch * job.seq_len / L.cp
-    logits = np.where(has_head, tokens * shape.vocab_size / L.tp * 6, 0.0)  # bf16, and fp32 for the loss
-    weights, gradients = shared(WEIGHT_BYTES, z3), shared(job.gradient_bytes, z2)
-    optimizer = shared(job.optimizer_bytes, z1)
-    gathered = np.where(z3, 2 * WEIGHT_BYTES * widest, 0.0)  # the layer at work and the one being fetched
-    activations = kept + working
-    allocated = weights + gradients + optimizer + gathered + activations + logits
-    return Memory(
-        weights, gradients, optimizer, gathered, activations, logits, CONTEXT_BYTES + FRAGMENTATION * allocated
+    tokens = L.micro_batch * (job.seq_len / L.cp)
+    return _Stage(
+        plain=dense * parts.dense_layer + sparse * parts.sparse_layer + vocabulary,
+        routed=sparse * parts.experts,
+        widest=np.maximum(parts.dense_layer * (dense > 0), (parts.sparse_layer + parts.experts) * (sparse > 0)),
+        activations=flight * (dense * dense_kept + sparse * sparse_kept) + working,
+        # bf16, and fp32 for the loss
+        logits=np.where(has_head, tokens * (shape.vocab_size / L.tp * 6), 0.0),
     )
 
 
@@ -162,7 +242,7 @@ def dense_layers(shape: Shape, L: Layouts, layers: Array, first: bool) -> Array:
     """
     if not shape.sparse_layers:
         return layers + 0.0
-    few = shape.n_layers // L.pp
+    few = np.floor(shape.n_layers / L.pp)
     spread = layers * (shape.dense_layers / shape.n_layers)
     together = (shape.dense_layers <= few) & (not shape.dense_at)
     return np.where(together, float(shape.dense_layers) * first, spread)
@@ -172,7 +252,7 @@ def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple
     """Bytes of one micro-batch in one layer: kept for the backward pass by a dense and by a sparse layer, and whole."""
     tp = L.tp
     d, h = shape.d_model, shape.n_heads
-    tokens = L.micro_batch * job.seq_len / L.cp
+    tokens = L.micro_batch * (job.seq_len / L.cp)
     split = tp if stack.sequence_parallel else np.ones_like(tp)
     mask = d / split if stack.dropout else 0.0
     operands: Array
@@ -212,11 +292,3 @@ def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple
         tokens * dense,
         tokens * sparse,
     )
-
-
-def _heavier(one: Memory, other: Memory, counts: Array) -> Memory:
-    """Of two stages the one that needs more, where the second exists at all."""
-    second = (other.total > one.total) & counts
-    if not second.any():
-        return one
-    return Memory(*(np.where(second, getattr(other, n), getattr(one, n)) for n in Memory.__dataclass_fields__))

@@ -49,12 +49,16 @@ class StepTime:
 PARTS = tuple(n for n in StepTime.__dataclass_fields__ if n not in ("micro_batches", "bubble_fraction"))
 
 
-def step_time(shape: Shape, job: Job, layouts: Layouts, device: Device, stack: Stack) -> StepTime:
-    """Seconds of a step of each layout. Every layout must pass `layouts.valid`."""
-    L = layouts
+def step_time(
+    shape: Shape, job: Job, layouts: Layouts, device: Device, stack: Stack, layers: Array | None = None
+) -> StepTime:
+    """Seconds of a step of each layout. Every layout must pass `layouts.valid`.
+
+    `layers` is how many the slowest stage holds, without it as many as an even split leaves on one.
+    """
+    L = layouts.floats
     m = L.micro_batches(job.batch)
-    few = shape.n_layers // L.pp
-    layers = few + (few * L.pp < shape.n_layers)
+    layers = np.ceil(shape.n_layers / L.pp) if layers is None else layers
     sparse = layers - dense_layers(shape, L, layers, False)
     dense = layers - sparse
     times = layer_times(shape, job, L, device, stack)
@@ -69,7 +73,7 @@ def step_time(shape: Shape, job: Job, layouts: Layouts, device: Device, stack: S
     # Sending between stages: once forward, once backward for each chunk, and in the filling.
     across = L.tp * L.cp * L.dp >= device.domain  # stages of one replica lie in different domains
     link = np.where(across, device.network_gb_s * stack.network, device.domain_gb_s * stack.domain) * 1e9
-    tokens = L.micro_batch * job.seq_len / L.cp
+    tokens = L.micro_batch * (job.seq_len / L.cp)
     sent = 2 * tokens * shape.d_model / L.tp / link + stack.latency_us * 1e-6
     pipeline = np.where(L.pp > 1, 2 * sent * (m * L.chunks * stack.exposed_pp + L.pp - 1), 0.0)
 
@@ -81,7 +85,8 @@ def step_time(shape: Shape, job: Job, layouts: Layouts, device: Device, stack: S
     traffic = held * (2 * job.optimizer_bytes + job.gradient_bytes + WEIGHT_BYTES)
     optimizer = traffic / (device.memory_tb_s * 1e12 * stack.memory) + stack.step_ms * 1e-3
     gemm = m * (both.gemm + 3 * head)
-    modelled = m * per_micro + bubble + pipeline + data + optimizer
+    # Over a grid, what depends on few degrees is added up first.
+    modelled = (m * per_micro + bubble + pipeline) + data + optimizer if stack.pace != 1 else np.zeros_like(bubble)
     return StepTime(
         gemm=gemm,
         attention=m * both.attention,
