@@ -55,9 +55,10 @@ def layer_times(shape: Shape, job: Job, layouts: Layouts, device: Device, stack:
     peak *= 1.0 if job.precision in ("bf16", "fp16") else stack.low_precision
     bandwidth = device.memory_tb_s * 1e12 * stack.memory
 
-    def product(weights: Array, rows: Array, moved: Array, used: Array | float = 1.0) -> Array:
-        """Rows times `weights` elements, `moved` values read and written, rows filled to tiles by `used`."""
-        return 2 * weights * rows * used / peak + 2 * (weights + moved) / bandwidth
+    def product(weights: Array | float, rows: Array, moved: Array | float) -> Array:
+        """Rows times `weights` elements, `moved` values read and written."""
+        seconds: Array = 2 * weights * rows / peak + 2 * (weights + moved) / bandwidth
+        return seconds
 
     # attention: projections down to latents are whole on each rank, for the tokens that the rank norms
     heads = heads_on_rank(shape, tp)
@@ -92,8 +93,8 @@ def layer_times(shape: Shape, job: Job, layouts: Layouts, device: Device, stack:
         wide = shape.ffn_matrices * shape.d_shared / tp
         expert_gemm = expert_gemm + product(d * wide, tokens, tokens * (2 * d + wide))
     router_gemm = product(d * shape.n_experts, tokens / split, tokens / split * (d + shape.n_experts))
-    # element-wise traffic, in values: norms (read, write), two residuals (two reads, a write), queries, keys, values and
-    # output once in and out (rotation, layout), activation functions; tokens are permuted to their experts and back
+    # element-wise traffic, in values: norms (read, write), two residuals (two reads, a write), queries, keys, values
+    # and output once in and out (rotation, layout), activation functions; tokens permuted to their experts and back
     passes = (2 * (shape.norms * d + latents) + 6 * d) / split + 2 * heads.all
     if shape.qk_norm:
         passes = passes + 2 * (heads.queries + heads.keys)

@@ -10,9 +10,9 @@ import numpy as np
 
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import FULL, SELECTIVE, Array, Layouts
+from moesaic.plan.placement import Stage, heaviest, in_flight, stage
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
-from moesaic.plan.stages import Stage, heaviest, in_flight, stage
 
 CONTEXT_BYTES = 1.5e9  # CUDA context, NCCL buffers, cuBLAS workspace
 FRAGMENTATION = 0.03  # of everything that is allocated
@@ -176,7 +176,8 @@ def memory(shape: Shape, job: Job, layouts: Layouts, stack: Stack) -> Memory:
     assert best is not None
 
     def held(per_parameter: tuple[Array, Array]) -> Array:
-        return best.plain * per_parameter[0] + best.routed * per_parameter[1]
+        both: Array = best.plain * per_parameter[0] + best.routed * per_parameter[1]
+        return both
 
     return Memory(
         weights=held(each.weights),
@@ -264,7 +265,8 @@ def stage_load(
 
 
 def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple[Array, Array, Array, Array]:
-    """Bytes of one micro-batch in one layer: kept for the backward pass by a dense and by a sparse layer, and whole."""
+    """Bytes of one micro-batch in one layer: kept for the backward pass by a dense and by a sparse layer; and what full
+    recomputation makes of each beside the input that it kept."""
     tp, d, h = L.tp, shape.d_model, shape.n_heads
     tokens = L.micro_batch * (job.seq_len / L.cp)
     split = tp if stack.sequence_parallel else np.ones_like(tp)
@@ -303,6 +305,6 @@ def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple
     return (
         tokens * np.where(full, boundary, dense),
         tokens * np.where(full, boundary, sparse),
-        tokens * dense,
-        tokens * sparse,
+        tokens * (dense - boundary),
+        tokens * (sparse - boundary),
     )

@@ -35,8 +35,9 @@ class Reference:
 
     def __init__(self, shape: Shape, job: Job, row: Mapping[str, int | str], device: Device, stack: Stack) -> None:
         self.shape, self.job, self.device, self.stack = shape, job, device, stack
-        self.tp, self.pp, self.cp, self.dp, self.ep, self.etp = (int(row[n]) for n in "tp pp cp dp ep etp".split())
-        self.micro_batch, self.chunks, self.zero = (int(row[n]) for n in ("micro_batch", "chunks", "zero"))
+        self.tp, self.pp, self.cp, self.dp = (int(row[n]) for n in ("tp", "pp", "cp", "dp"))
+        self.ep, self.etp, self.zero = (int(row[n]) for n in ("ep", "etp", "zero"))
+        self.micro_batch, self.chunks = int(row["micro_batch"]), int(row["chunks"])
         self.recompute = str(row["recompute"])
         self.micro_batches = job.batch // self.dp // self.micro_batch
         if self.chunks > 1:  # interleaving takes whole rounds [N, sec. 2.2.2]
@@ -49,7 +50,10 @@ class Reference:
         self.local_experts = shape.n_experts / self.ep
         self.replicas, self.expert_replicas = self.dp * self.cp, self.dp * self.cp * self.tp // (self.ep * self.etp)
         if a := shape.latent:
-            self.q, self.v = shape.n_heads // self.tp * (a.nope_dim + a.rope_dim), shape.n_heads // self.tp * a.value_dim
+            self.q, self.v = (
+                shape.n_heads // self.tp * (a.nope_dim + a.rope_dim),
+                shape.n_heads // self.tp * a.value_dim,
+            )
             self.k, self.o = self.q, self.v
         else:  # a rank has whole heads: its share of queries, and at least one head of keys and values
             self.q = self.o = shape.n_heads // self.tp * shape.head_dim
@@ -214,7 +218,7 @@ class Reference:
                 each = 2 * self.normed * self.shape.d_model if self.recompute == "full" else whole_layer[sparse]
                 activations += self.in_flight(stage) * (share if sparse else 1 - share) * each
         if self.recompute == "full":  # one layer is whole while its backward pass runs
-            activations += max(whole_layer.values())
+            activations += max(whole_layer.values()) - 2 * self.normed * self.shape.d_model  # its input is kept already
         logits = 0.0
         if stage == self.pp - 1:  # in 16 bit, and in fp32 for the loss
             logits = (2 + 4) * self.tokens * self.shape.vocab_size / self.tp

@@ -1,115 +1,61 @@
-"""Which layers a pipeline stage holds, how many micro-batches are in flight there, and which stages can be the worst.
+"""Cuts of a model: what each pipeline stage holds, and the dense model of the same size."""
 
-Stages hold n_layers // pp layers, and n_layers % pp of them one more: not the last, which holds the head, nor the
-first ones, which keep most activations (Llama 3, arXiv:2407.21783, sec. 3.3.2). Layers without experts come first in
-the model and fill the stages in order; where they are scattered (`Shape.dense_at`) each layer counts as a share of both
-kinds. The chunks of an interleaved stage are priced as if they stood together.
-"""
+from dataclasses import dataclass, replace
 
-from dataclasses import dataclass
-
-import numpy as np
-
-from moesaic.plan.layouts import Array, Layouts
+from moesaic.errors import PlanError
 from moesaic.plan.shape import Shape
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of each layout. `dense` and `sparse` count layers, in fractions where they are scattered."""
+class StageLoad:
+    """What one pipeline stage holds."""
 
-    index: Array  # from 0
-    dense: Array
-    sparse: Array
-
-    def first(self) -> Array:
-        """Whether it holds the embedding."""
-        out: Array = self.index == 0
-        return out
-
-    def last(self, L: Layouts) -> Array:
-        """Whether it holds the output head."""
-        out: Array = self.index == L.pp - 1
-        return out
+    layers: int
+    parameters: int  # the embedding on the first stage and the head on the last included, a tied one on both
 
 
-def stage(shape: Shape, L: Layouts, index: Array, layers: Array | None = None) -> Stage:
-    """The stage at `index` of each layout; with as many layers as given, if they are."""
-    few, full = split(shape, L)
-    start = index * few + np.maximum(index - full, 0)
-    layers = few + ((index >= full) & (index < L.pp - 1)) if layers is None else layers
-    return Stage(index, *kinds(shape, start, layers))
+def stage_loads(shape: Shape, pp: int) -> list[StageLoad]:
+    """Layers over `pp` stages as evenly as whole layers go; the stages that also hold head or embedding get fewer.
 
-
-def split(shape: Shape, L: Layouts) -> tuple[Array, Array]:
-    """Layers of a stage at least, and the first stage that holds one more: the last stage where none does."""
-    few = np.floor(shape.n_layers / L.pp)
-    return few, L.pp - 1 - (shape.n_layers - few * L.pp)
-
-
-def kinds(shape: Shape, start: Array, layers: Array) -> tuple[Array, Array]:
-    """Dense and sparse ones among `layers` layers from `start` on."""
-    if not shape.sparse_layers:
-        dense = layers + 0.0
-    elif shape.dense_at:
-        dense = layers * (shape.dense_layers / shape.n_layers)
-    elif shape.dense_layers:
-        dense = np.clip(shape.dense_layers - start, 0, layers)
-    else:
-        dense = 0.0 * layers
-    return dense, layers - dense
-
-
-def heaviest(shape: Shape, L: Layouts) -> list[Array]:
-    """Stages one of which needs most memory, in order of their place.
-
-    Apart from the first (embedding) and the last (head), of two stages with the same layers the earlier one has at
-    least as many micro-batches in flight. So of each kind of stage (how many layers, and whether they are dense, mixed
-    or sparse) only the first counts.
+    A tied embedding stands on the first and on the last stage (Shoeybi et al. 2019 and Narayanan et al. 2021 keep
+    the two copies alike). Raises PlanError when there are more stages than layers.
     """
-    last = L.pp - 1
-    few, full = split(shape, L)
-    found = [0 * L.pp, 0 * L.pp + 1, full]
-    if leading(shape):
-        sparse = first_sparse(shape, few, full)
-        found += [sparse - 1, sparse, np.maximum(sparse, full)]  # the one with both kinds, those with sparse only
-    return [np.clip(index, 0, last) for index in found] + [last]
+    if not 1 <= pp <= shape.n_layers:
+        raise PlanError(f"pp = {pp} stages for {shape.n_layers} layers; use 1 to {shape.n_layers}")
+    few, more = divmod(shape.n_layers, pp)
+    # As in placement.py: later ones first, as they keep fewer activations, and the one with the head not at all.
+    order = [*range(pp - 2, -1, -1), pp - 1]
+    counts = [few] * pp
+    for stage in order[:more]:
+        counts[stage] += 1
+    sparse, dense = shape.sparse_layer_parameters(), shape.dense_layer_parameters
+    loads, layer = [], 0
+    head = shape.head_parameters or (shape.vocab_size * shape.d_model if pp > 1 else 0)
+    for stage, count in enumerate(counts):
+        held = sum(sparse if shape.is_sparse(n) else dense for n in range(layer, layer + count))
+        layer += count
+        held += shape.embedding_parameters if stage == 0 else 0
+        held += head + shape.d_model * shape.norm_values + shape.extra if stage == pp - 1 else 0
+        loads.append(StageLoad(count, held))
+    return loads
 
 
-def slowest(shape: Shape, L: Layouts) -> list[Array]:
-    """Stages one of which takes longest.
-
-    That is the last, which holds the head, or one with a layer more: any, or where dense layers come first, the first
-    or the last such. The first stage, where dense layers are the slower ones.
-    """
-    last, full = L.pp - 1, split(shape, L)[1]
-    if leading(shape):
-        return [last, 0 * last, np.maximum(full, 0), np.maximum(last - 1, 0)]
-    return [last, np.maximum(full, 0)] if (full < last).any() else [last]
-
-
-def leading(shape: Shape) -> bool:
-    """Whether stages differ in their share of dense layers."""
-    return bool(shape.sparse_layers and shape.dense_layers and not shape.dense_at)
-
-
-def first_sparse(shape: Shape, few: Array, full: Array) -> Array:
-    """The first stage without dense layers, if any."""
-    early = np.ceil(shape.dense_layers / few)
-    late = full + np.ceil((shape.dense_layers - full * few) / (few + 1))
-    out: Array = np.where(shape.dense_layers <= full * few, early, late)
-    return out
-
-
-def in_flight(L: Layouts, micro_batches: Array, index: Array, zero_bubble: bool) -> Array:
-    """Micro-batches whose activations a stage keeps at most, an interleaved stage in shares of its chunks.
-
-    1F1B: pp - i on stage i. Interleaved: 2 (pp - 1 - i) + (v - 1) pp chunks of warm-up and one more (Narayanan et al.
-    2021, arXiv:2104.04473, sec. 2.2.2; on the first stage pp (1 + (pp - 1) / (pp v)), Korthikanti et al. 2022, eq. 8).
-    Zero bubble (ZB-H1): pp on every stage, as gradients of weights wait (Qi et al. 2024, arXiv:2401.10241, sec. 2.3).
-    Never more than there are.
-    """
-    if zero_bubble:
-        return np.minimum(L.pp, micro_batches)
-    interleaved = L.pp + (L.pp - 1 - 2 * index) / L.chunks
-    return np.minimum(np.where(L.chunks > 1, interleaved, L.pp - index), micro_batches)
+def dense_twin(shape: Shape) -> Shape:
+    """The dense model of as many parameters (but for the routers): all experts of a layer as one wide block."""
+    if shape.n_experts == 1:
+        return shape
+    total = shape.n_experts * shape.d_expert + shape.d_shared
+    width = (shape.sparse_layers * total + shape.dense_layers * shape.d_ff) // shape.n_layers
+    return replace(
+        shape,
+        name=f"{shape.name}, dense",
+        n_experts=1,
+        top_k=1,
+        d_ff=width,
+        d_expert=0,
+        n_shared=0,
+        d_shared=0,
+        dense_layers=0,
+        dense_at=(),
+        router_extra=0,
+    )

@@ -15,9 +15,9 @@ from moesaic.plan.job import Job
 from moesaic.plan.layer import LayerTime, layer_times
 from moesaic.plan.layouts import FULL, Array, Layouts
 from moesaic.plan.memory import WEIGHT_BYTES, on_rank
+from moesaic.plan.placement import Stage, slowest, stage
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
-from moesaic.plan.stages import Stage, slowest, stage
 
 ZERO_BUBBLE_FILL = 1 / 3  # ZB-H1 leaves (p - 1)(F + B - W), and F = B = W (Qi et al. 2024, arXiv:2401.10241, tab. 1)
 
