@@ -12,7 +12,8 @@ import numpy as np
 from moesaic.plan.estimate import Estimate
 from moesaic.plan.layer import layer_times
 from moesaic.plan.layouts import Array
-from moesaic.plan.memory import WEIGHT_BYTES, dense_layers, memory, on_rank
+from moesaic.plan.memory import WEIGHT_BYTES, memory, on_rank
+from moesaic.plan.placement import heaviest, stage
 from moesaic.plan.sheet import Sheet, Value
 from moesaic.plan.step import group_rate, step_time
 
@@ -63,19 +64,20 @@ def gathers(found: Estimate) -> Gathers:
     shape, job, stack, device = found.shape, found.job, found.stack, found.device
     one, three = (replace(found.layout, zero=np.array([z])) for z in (1, 3))
     L = one.floats
-    layers = np.ceil(shape.n_layers / L.pp)
-    sparse = layers - dense_layers(shape, L, layers, False)
     parts = on_rank(shape, L)
-    plain = (layers - sparse) * parts.dense_layer + sparse * parts.sparse_layer + parts.embedding
-    routed = sparse * parts.experts
+    loads = []  # of the stages one of which holds most
+    for place in (stage(shape, L, index) for index in heaviest(shape, L)):
+        own = place.dense * parts.dense_layer + place.sparse * parts.sparse_layer + parts.outside(place, L)
+        loads.append((own, place.sparse * parts.experts, place))
+    plain, routed, place = max(loads, key=lambda load: float((load[0] + load[1])[0]))
     replicas, expert_replicas = L.dp * L.cp, L.edp
     moved = plain * (1 - 1 / replicas), routed * (1 - 1 / expert_replicas)
     dense_rate = group_rate(device, stack, replicas, L.tp)
     expert_rate = group_rate(device, stack, expert_replicas, L.ep * L.etp)
     seconds = moved[0] / dense_rate + moved[1] / expert_rate
     times = layer_times(shape, job, one, device, stack)
-    work = (layers - sparse) * (times.dense.forward + times.dense.backward)
-    work = work + sparse * (times.sparse.forward + times.sparse.backward) + 3 * times.head
+    work = place.dense * (times.dense.forward + times.dense.backward)
+    work = work + place.sparse * (times.sparse.forward + times.sparse.backward) + 3 * times.head * place.last(L)
 
     def bytes_of(zero: Array) -> float:
         return float(memory(shape, job, replace(one, zero=zero), stack).total[0])

@@ -81,8 +81,8 @@ class Layouts:
     @property
     def edp(self) -> Array:
         """Replicas of each expert shard."""
-        replicas: Array = self.dp * self.cp * self.tp // (self.ep * self.etp)
-        return replicas
+        edp: Array = self.dp * self.cp * self.tp // (self.ep * self.etp)
+        return edp
 
     def micro_batches(self, batch: int) -> Array:
         """Micro-batches of one replica in a step of at most `batch` sequences.
@@ -112,10 +112,11 @@ def valid(shape: Shape, layouts: Layouts, batch: int) -> Array:
     kv = shape.n_kv_heads
     ok: Array = (shape.n_heads % L.tp == 0) & (shape.d_model % L.tp == 0) & (L.pp <= shape.n_layers)
     if shape.latent is None:
-        ok = ok & ((kv % L.tp == 0) | (L.tp % kv == 0))
+        ok &= (kv % L.tp == 0) | (L.tp % kv == 0)
     # Chunks hold the same number of layers; embedding and head may each stand for one (Llama 3, sec. 3.3.2).
-    stages = L.pp * L.chunks
-    ok = ok & ((L.chunks == 1) | ((L.pp > 1) & (-shape.n_layers % stages <= 2) & (stages <= shape.n_layers + 2)))
-    ok = ok & (shape.n_experts % L.ep == 0) & ((L.dp * L.cp * L.tp) % (L.ep * L.etp) == 0)
-    ok = ok & ((L.etp == 1) | (L.etp == L.tp)) & (L.micro_batches(batch) >= 1)
+    ok &= (L.chunks == 1) | (
+        (L.pp > 1) & (-shape.n_layers % (L.pp * L.chunks) <= 2) & (L.pp * L.chunks <= shape.n_layers + 2)
+    )
+    ok &= (shape.n_experts % L.ep == 0) & ((L.dp * L.cp * L.tp) % (L.ep * L.etp) == 0)
+    ok &= ((L.etp == 1) | (L.etp == L.tp)) & (L.micro_batches(batch) >= 1)
     return ok

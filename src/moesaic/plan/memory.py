@@ -1,7 +1,7 @@
 """Memory of one device, for many layouts at once: always that of the heaviest pipeline stage.
 
 Activations follow Korthikanti et al. 2022 (arXiv:2205.05198, eqs. 1 to 6), taken apart into their operands so that
-grouped-query and latent attention, gated blocks and experts are priced too.
+grouped-query and latent attention, gated blocks and experts are priced too. `reference.py` says the same term by term.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy as np
 
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import FULL, SELECTIVE, Array, Layouts
+from moesaic.plan.placement import Stage, heaviest, in_flight, stage
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
 
@@ -43,44 +44,92 @@ class Memory:
 
 @dataclass(frozen=True)
 class RankParameters:
-    """Parameters that one rank holds of one layer, and of embedding and head."""
+    """Parameters that one rank holds of one layer, and outside the layers."""
 
     dense_layer: Array
     sparse_layer: Array  # without routed experts
     experts: Array  # routed experts of one sparse layer
     embedding: Array
+    head: Array  # a matrix of its own, or the copy of a tied embedding on the last stage
+    single_head: Array  # the same where one stage holds both: nothing if tied
+    final: float  # norm before the head, and what else stands outside the layers
+
+    def outside(self, place: Stage, L: Layouts) -> Array:
+        """Parameters of a stage beside its layers."""
+        head = np.where(L.pp == 1, self.single_head, self.head) + self.final
+        out: Array = np.where(place.first(), self.embedding, 0.0) + np.where(place.last(L), head, 0.0)
+        return out
 
 
-def attention_on_rank(shape: Shape, tp: Array) -> Array:
-    """Attention weights of one layer on one tensor rank; key/value heads fewer than ranks are replicated."""
-    d, h = shape.d_model, shape.n_heads
+@dataclass(frozen=True)
+class Heads:
+    """Features of all attention heads of one tensor rank."""
+
+    queries: Array
+    keys: Array
+    values: Array
+    output: Array
+
+    @property
+    def all(self) -> Array:
+        """Everything that goes into the scores and comes out."""
+        return self.queries + self.keys + self.values + self.output
+
+
+def heads_on_rank(shape: Shape, tp: Array) -> Heads:
+    """Widths on one tensor rank; key/value heads fewer than ranks are replicated."""
+    h = shape.n_heads
     if a := shape.latent:
-        q_width = h * (a.nope_dim + a.rope_dim)
-        whole = d * (a.kv_rank + a.rope_dim) + a.kv_rank
-        split = a.kv_rank * h * (a.nope_dim + a.value_dim) + h * a.value_dim * d
-        if a.q_rank is None:
-            split += d * q_width
-        else:
-            whole += a.q_rank * (d + 1)
-            split += a.q_rank * q_width
-        return whole + split / tp + shape.attention_extra
-    kv = 2 * shape.n_kv_heads * shape.head_dim / np.minimum(tp, shape.n_kv_heads)
-    q = h * shape.head_dim / tp
-    biases = q + kv + d if shape.biases else 0
-    return d * (2 * q + kv) + shape.qk_norm + biases + shape.attention_extra
+        wide, value = h * (a.nope_dim + a.rope_dim) / tp, h * a.value_dim / tp
+        return Heads(wide, wide, value, value)
+    q, kv = h * shape.head_dim / tp, shape.n_kv_heads * shape.head_dim / np.minimum(tp, shape.n_kv_heads)
+    return Heads(q, kv, kv, q)
+
+
+def attention_on_rank(shape: Shape, tp: Array) -> tuple[Array, float]:
+    """Weights of one layer's attention on one tensor rank: of products split over tp, and of those that each rank has.
+
+    The latter are the projections down to latents (DeepSeek-V2). `attention_extra` is not split.
+    """
+    d, heads = shape.d_model, heads_on_rank(shape, tp)
+    if a := shape.latent:
+        up = a.kv_rank * shape.n_heads * (a.nope_dim + a.value_dim) / tp
+        up = up + (d if a.q_rank is None else a.q_rank) * heads.queries + heads.output * d
+        return up, d * (a.kv_rank + a.rope_dim + (a.q_rank or 0))
+    return d * heads.all, 0.0
+
+
+def attention_vectors(shape: Shape, tp: Array) -> Array:
+    """Norms, biases and whatever else one layer's attention holds on one tensor rank beside matrices."""
+    if a := shape.latent:
+        return a.kv_rank + (a.q_rank or 0) + shape.attention_extra + 0.0 * tp
+    heads = heads_on_rank(shape, tp)
+    biases = heads.queries + heads.keys + heads.values + shape.d_model if shape.biases else 0.0 * tp
+    return shape.qk_norm + shape.attention_extra + biases
+
+
+def block_on_rank(shape: Shape, width: int, tp: Array) -> Array:
+    """Weights of a feed-forward block split over `tp`; the bias of its output is whole on each rank."""
+    whole = shape.d_model if shape.biases or shape.ffn_biases else 0
+    return (shape.block_parameters(width) - whole) / tp + whole
 
 
 def on_rank(shape: Shape, layouts: Layouts) -> RankParameters:
-    """Parameters of one rank. Norms and routers are whole on each tensor rank."""
-    tp = layouts.tp
-    attention = attention_on_rank(shape, tp) + shape.norm_parameters
-    shared = shape.block_parameters(shape.d_shared) if shape.n_shared else 0
-    experts = shape.n_experts * shape.block_parameters(shape.d_expert) if shape.sparse_layers else 0
+    """Parameters of one rank. Norms, routers and learned positions are whole on each tensor rank."""
+    tp, d = layouts.tp, shape.d_model
+    split, whole = attention_on_rank(shape, tp)
+    attention = split + whole + attention_vectors(shape, tp) + shape.norm_parameters
+    shared = block_on_rank(shape, shape.d_shared, tp) if shape.n_shared else 0.0
+    experts = shape.n_experts / layouts.ep * block_on_rank(shape, shape.d_expert, layouts.etp)
+    head = shape.vocab_size * d / tp
     return RankParameters(
-        dense_layer=attention + shape.block_parameters(shape.d_ff) / tp,
-        sparse_layer=attention + shape.router_parameters + shared / tp,
-        experts=experts / (layouts.ep * layouts.etp),
-        embedding=shape.embedding_parameters / tp,
+        dense_layer=attention + block_on_rank(shape, shape.d_ff, tp),
+        sparse_layer=attention + shape.router_parameters + shared,
+        experts=experts if shape.sparse_layers else 0.0 * experts,
+        embedding=head + shape.positions * d,
+        head=head,
+        single_head=head * (not shape.tied),
+        final=d * shape.norm_values + shape.extra,
     )
 
 
@@ -90,7 +139,7 @@ class _Stage:
 
     plain: Array  # parameters that all ranks of an expert group share
     routed: Array
-    widest: Array  # parameters of the largest layer
+    gathered: Array  # parameters of layers that ZeRO-3 holds whole
     activations: Array
     logits: Array
 
@@ -117,72 +166,61 @@ def memory(shape: Shape, job: Job, layouts: Layouts, stack: Stack) -> Memory:
     each = _bytes(job, L)
     best: _Stage | None = None
     most: Array = np.zeros(())
-    for stage, exists in _stages(shape, job, L, stack):
-        size = _allocated(stage, each)
+    for load in _stages(shape, job, L, stack):
+        size = _allocated(load, each)
         if best is None:
-            best, most = stage, size
-        elif (heavier := (size > most) & exists).any():
+            best, most = load, size
+        elif (heavier := size > most).any():
             most = np.where(heavier, size, most)
-            best = _Stage(*(np.where(heavier, getattr(stage, n), getattr(best, n)) for n in vars(best)))
+            best = _Stage(*(np.where(heavier, getattr(load, n), getattr(best, n)) for n in vars(best)))
     assert best is not None
 
     def held(per_parameter: tuple[Array, Array]) -> Array:
-        size: Array = best.plain * per_parameter[0] + best.routed * per_parameter[1]
-        return size
+        both: Array = best.plain * per_parameter[0] + best.routed * per_parameter[1]
+        return both
 
     return Memory(
         weights=held(each.weights),
         gradients=held(each.gradients),
         optimizer=held(each.optimizer),
-        gathered=best.widest * each.gathered,
+        gathered=best.gathered * each.gathered,
         activations=best.activations,
         logits=best.logits,
         reserve=CONTEXT_BYTES + FRAGMENTATION * most,
     )
 
 
-def memory_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack, micro_batches: Array | None = None) -> Array:
-    """`memory(...).total` without its parts, several times faster; `micro_batches` of a replica if not by the batch."""
+def memory_total(
+    shape: Shape, job: Job, layouts: Layouts, stack: Stack, micro_batches: Array | None = None
+) -> Array:
+    """`memory(...).total` without its parts, several times faster.
+
+    `micro_batches` is how many a replica takes, without it those of the job's batch.
+    """
     L = layouts.floats
     each = _bytes(job, L)
     most: Array | None = None
-    for stage, exists in _stages(shape, job, L, stack, micro_batches):
-        size = _allocated(stage, each, exists)
+    for load in _stages(shape, job, L, stack, micro_batches):
+        size = _allocated(load, each)
         most = size if most is None else np.maximum(most, size, out=most if most.shape == size.shape else None)
     assert most is not None
     return CONTEXT_BYTES + (1 + FRAGMENTATION) * most
 
 
-def stage_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack, layers: Array, position: Array) -> Array:
-    """Bytes on a device of the stage at `position` (0 to pp - 1) when it holds `layers` layers."""
+def stage_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack, layers: Array, index: Array) -> Array:
+    """Bytes on a device of the stage at `index` (0 to pp - 1) when it holds `layers` layers."""
     L = layouts.floats
-    last = position == L.pp - 1
-    parts = on_rank(shape, L)
-    head = np.where(last & ((L.pp > 1) | (not shape.tied)), shape.vocab_size * shape.d_model / L.tp, 0.0)
-    vocabulary = np.where(position == 0, parts.embedding, 0.0) + head
-    flight = _in_flight(job, L, None) * ((L.pp - position) / L.pp)
-    kept = layer_activations(shape, job, L, stack)
-    first = bool(np.all(position == 0))
-    stage = stage_load(shape, job, L, parts, kept, layers, flight, vocabulary, last, first)
-    return CONTEXT_BYTES + (1 + FRAGMENTATION) * _allocated(stage, _bytes(job, L))
+    parts, kept, m = on_rank(shape, L), layer_activations(shape, job, L, stack), L.micro_batches(job.batch)
+    place, flight = stage(shape, L, index, layers), in_flight(L, m, index, job.zero_bubble)
+    size = _allocated(stage_load(shape, job, L, parts, kept, place, flight), _bytes(job, L))
+    return CONTEXT_BYTES + (1 + FRAGMENTATION) * size
 
 
-def _in_flight(job: Job, L: Layouts, micro_batches: Array | None) -> Array:
-    """Micro-batches whose activations the first stage holds: all stages' worth, more with chunks."""
-    held: Array = np.minimum(L.pp, L.micro_batches(job.batch) if micro_batches is None else micro_batches)
-    if not job.zero_bubble:
-        held = held * np.where(L.chunks > 1, 1 + (L.pp - 1) / (L.pp * L.chunks), 1)
-    return held
-
-
-def _allocated(stage: _Stage, each: _Bytes, exists: Array | bool = True) -> Array:
-    """Bytes of a stage, 0 where it does not exist. Over a grid only the last sum has its full size."""
+def _allocated(load: _Stage, each: _Bytes) -> Array:
+    """Bytes of a stage. Over a grid only the last sum has its full size."""
     plain, routed = each.all
-    states = stage.plain * plain + stage.routed * routed + stage.widest * each.gathered
-    rest = stage.activations + stage.logits
-    if exists is not True:
-        states, rest = states * exists, rest * exists
-    out: Array = states + rest
+    states = load.plain * plain + load.routed * routed + load.gathered * each.gathered
+    out: Array = states + (load.activations + load.logits)
     return out
 
 
@@ -197,35 +235,19 @@ def _bytes(job: Job, L: Layouts) -> _Bytes:
         weights=each(WEIGHT_BYTES, 3),
         gradients=each(job.gradient_bytes, 2),
         optimizer=each(job.optimizer_bytes, 1),
-        gathered=np.where(L.zero >= 3, 2.0 * WEIGHT_BYTES, 0.0),  # the layer at work and the one being fetched
+        gathered=np.where(L.zero >= 3, WEIGHT_BYTES, 0.0),
     )
 
 
 def _stages(
     shape: Shape, job: Job, L: Layouts, stack: Stack, micro_batches: Array | None = None
-) -> list[tuple[_Stage, Array | bool]]:
-    """The stages one of which is the heaviest, and where each exists beside the others."""
-    few = np.floor(shape.n_layers / L.pp)
-    more = shape.n_layers - few * L.pp  # stages, the last ones, that hold one layer more
-    first_heavy = np.where(more > 0, np.minimum(more, L.pp), L.pp)  # stages from there to the end
-    single = L.pp == 1
-    parts = on_rank(shape, L)
-    kept = layer_activations(shape, job, L, stack)
-    in_flight = _in_flight(job, L, micro_batches)
-    head = shape.vocab_size * shape.d_model / L.tp
-    untied = 0 if shape.tied else 1
-    last = few + (more > 0)
-
-    def stage(layers: Array, flight: Array, vocabulary: Array, has_head: Array | bool, first: bool = False) -> _Stage:
-        return stage_load(shape, job, L, parts, kept, layers, flight, vocabulary, has_head, first)
-
-    none = np.zeros(())
-    middle = L.pp > 2
+) -> list[_Stage]:
+    """The stages one of which is the heaviest."""
+    parts, kept = on_rank(shape, L), layer_activations(shape, job, L, stack)
+    m = L.micro_batches(job.batch) if micro_batches is None else micro_batches
     return [
-        (stage(few, in_flight, parts.embedding + np.where(single, untied * head, 0), single, first=True), True),
-        (stage(few + (more >= L.pp - 1), in_flight * ((L.pp - 1) / L.pp), none, False), middle),
-        (stage(last, in_flight * (first_heavy / L.pp), none, False), middle),
-        (stage(last, in_flight / L.pp, np.where(single, parts.embedding + untied * head, head), True), True),
+        stage_load(shape, job, L, parts, kept, stage(shape, L, i), in_flight(L, m, i, job.zero_bubble))
+        for i in heaviest(shape, L)
     ]
 
 
@@ -235,76 +257,64 @@ def stage_load(
     L: Layouts,
     parts: RankParameters,
     kept: tuple[Array, Array, Array, Array],
-    layers: Array,
+    place: Stage,
     flight: Array,
-    vocabulary: Array,
-    has_head: bool | Array,
-    first: bool,
 ) -> _Stage:
-    """A stage of `layers` layers with `flight` micro-batches in flight and `vocabulary` parameters beside them."""
-    dense = dense_layers(shape, L, layers, first)
-    sparse = layers - dense
+    """What `place` holds with `flight` micro-batches in flight."""
+    dense, sparse = place.dense, place.sparse
     dense_kept, sparse_kept, dense_work, sparse_work = kept
     working = np.where(L.recompute == FULL, np.maximum(dense_work * (dense > 0), sparse_work * (sparse > 0)), 0.0)
+    # ZeRO-3 holds the layer at work and the one being fetched; what one rank owns alone need not be gathered.
+    plain_shared, routed_shared = L.dp * L.cp > 1, L.edp > 1
+    widest = np.maximum(
+        parts.dense_layer * plain_shared * (dense > 0),
+        (parts.sparse_layer * plain_shared + parts.experts * routed_shared) * (sparse > 0),
+    )
     tokens = L.micro_batch * (job.seq_len / L.cp)
     return _Stage(
-        plain=dense * parts.dense_layer + sparse * parts.sparse_layer + vocabulary,
+        plain=dense * parts.dense_layer + sparse * parts.sparse_layer + parts.outside(place, L),
         routed=sparse * parts.experts,
-        widest=np.maximum(parts.dense_layer * (dense > 0), (parts.sparse_layer + parts.experts) * (sparse > 0)),
+        gathered=np.minimum(dense + sparse, 2) * widest,
         activations=flight * (dense * dense_kept + sparse * sparse_kept) + working,
         # bf16, and fp32 for the loss
-        logits=np.where(has_head, tokens * (shape.vocab_size / L.tp * 6), 0.0),
+        logits=np.where(place.last(L), tokens * (shape.vocab_size / L.tp * 6), 0.0),
     )
 
 
-def dense_layers(shape: Shape, L: Layouts, layers: Array, first: bool) -> Array:
-    """Layers without experts among `layers` of a stage.
-
-    They come first in the model; where they do not all fit the first stage (every second layer is sparse, say) they
-    are spread evenly.
-    """
-    if not shape.sparse_layers:
-        return layers + 0.0
-    few = np.floor(shape.n_layers / L.pp)
-    spread = layers * (shape.dense_layers / shape.n_layers)
-    together = (shape.dense_layers <= few) & (not shape.dense_at)
-    return np.where(together, float(shape.dense_layers) * first, spread)
-
-
 def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple[Array, Array, Array, Array]:
-    """Bytes of one micro-batch in one layer: kept for the backward pass by a dense and by a sparse layer, and whole."""
-    tp = L.tp
-    d, h = shape.d_model, shape.n_heads
+    """Bytes of one micro-batch in one layer: kept for the backward pass by a dense and by a sparse layer; and what full
+    recomputation makes of each beside the input that it kept."""
+    tp, d, h = L.tp, shape.d_model, shape.n_heads
     tokens = L.micro_batch * (job.seq_len / L.cp)
     split = tp if stack.sequence_parallel else np.ones_like(tp)
     mask = d / split if stack.dropout else 0.0
-    operands: Array
-    if a := shape.latent:
-        operands = (
-            2 * (a.kv_rank + a.rope_dim + (a.q_rank or 0))
-            + 2 * h * (2 * (a.nope_dim + a.rope_dim) + 2 * a.value_dim) / tp
-        )
-    else:
-        kv = 2 * shape.n_kv_heads * shape.head_dim / np.minimum(tp, shape.n_kv_heads)
-        operands = 4 * h * shape.head_dim / tp + 2 * kv  # queries, attention's output, keys and values
-    core = (4 * h if stack.flash else (5 if stack.dropout else 4) * h * job.seq_len) / tp
-    norm_and_input = 4 * d / split  # input of the norm, input of the projection
     selective, full = L.recompute == SELECTIVE, L.recompute == FULL
     # Without flash attention the scores are what selective recomputation drops (Korthikanti et al.); with it, the
     # outputs of norms and of the activation function are.
-    core = core * ~selective if not stack.flash else core
     saved = selective & stack.flash
-    norm_kept = np.where(saved, 2 * d / split, norm_and_input)
-    attention = norm_kept + operands + core + mask
+    again = np.where(saved, 0.0, 1.0)  # the output of a norm, beside its input
+
+    heads = heads_on_rank(shape, tp)
+    operands = 2 * heads.all
+    if a := shape.latent:
+        latents = a.kv_rank + (a.q_rank or 0)
+        operands = operands + 2 * (latents + a.rope_dim + again * latents) / split
+    if shape.qk_norm:
+        operands = operands + 2 * again * (heads.queries + heads.keys)
+    # Attention's output with the logarithm of each sum in fp32; or softmax, its dropout's mask and output.
+    core = 4 * h / tp if stack.flash else np.where(selective, 0.0, (5 if stack.dropout else 2) * h * job.seq_len / tp)
+    before = min(shape.norms, 2)  # norms before a block; further ones follow it, and only their inputs are kept
+    norms = 2 * d * (before * (1 + again) + shape.norms - before) / split
+    attention = norms + operands + core + 2 * mask
 
     def block(width: int, share: Array) -> Array:
         kept: Array = 2 * width * (shape.ffn_matrices - saved) / share
         return kept
 
-    dense = attention + norm_kept + block(shape.d_ff, tp) + mask
-    routed = shape.top_k * job.imbalance * np.where(L.etp > 1, 1.0, 1 / tp)  # copies of a token on this rank
-    sparse = attention + norm_kept + 4 * shape.n_experts / split
+    dense = attention + block(shape.d_ff, tp)
+    sparse = attention + 4 * shape.n_experts / split
     if shape.sparse_layers:
+        routed = shape.top_k * job.imbalance * np.where(L.etp > 1, 1.0, 1 / tp)  # copies of a token on this rank
         sparse = sparse + routed * (4 * d + block(shape.d_expert, L.etp))
     if shape.n_shared:
         sparse = sparse + block(shape.d_shared, tp)
@@ -312,6 +322,6 @@ def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple
     return (
         tokens * np.where(full, boundary, dense),
         tokens * np.where(full, boundary, sparse),
-        tokens * dense,
-        tokens * sparse,
+        tokens * (dense - boundary),
+        tokens * (sparse - boundary),
     )

@@ -22,7 +22,7 @@ from moesaic.plan.space import Space, grids_of, kernels, pipelines, replicas
 from moesaic.plan.stack import Stack
 from moesaic.plan.step import StepTime, step_time
 
-BUSY = ("gemm", "attention", "elementwise", "recompute", "tensor_parallel", "expert_parallel", "stalls")
+BUSY = ("gemm", "attention", "elementwise", "recompute", "tensor_parallel", "expert_parallel", "context_parallel", "stalls")
 MOST_COUNTS = 500
 
 

@@ -37,6 +37,7 @@ SPENT = {
     "recompute": "the forward pass again, under full recomputation",
     "tensor_parallel": "all-reduces: 2 (t - 1) / t x bytes / rate + latency, the exposed share",
     "expert_parallel": "all-to-alls there and back, the exposed share",
+    "context_parallel": "keys and values round the ring, what attention does not hide",
     "stalls": "host time that the device waits for",
     "pipeline": "activations and gradients between stages, the exposed share",
     "bubble": "(p - 1) / v micro-batches of the mean stage",
@@ -297,8 +298,6 @@ def _notes(sheet: Sheet, best: Choice, ask: Question) -> None:
             f"Of {ask.job.batch:,} sequences a step takes {found.sequences:,}: {found.micro_batches} micro-batches"
             f"{rounds} on {layout['dp']} replicas. Layouts are compared by tokens per second."
         )
-    if layout["cp"] != 1:
-        sheet.note("Context parallelism: the exchange of keys and values is taken as hidden behind attention.")
     if found.shape.sparse_layers and ask.job.imbalance == 1:
         sheet.note("Experts are taken as evenly loaded; --imbalance 1.2 prices a busiest expert of 1.2 times the mean.")
     half = 100 * (np.exp(0.6745 * found.sigma) - 1)

@@ -17,8 +17,7 @@ from moesaic.plan.layouts import FULL, NONE, SELECTIVE, Array, Layouts, valid
 from moesaic.plan.shape import Shape
 
 BLOCK = 16_384  # layouts of a grid: 128 KiB a temporary, so that those in use fit a second-level cache
-# Tokens of a sequence on one context-parallel rank, unless asked for less: no published run goes below, and the model
-# takes the exchange of keys and values as hidden, which it is not for short pieces.
+# Tokens of a sequence on one context-parallel rank, unless asked for less: no published run goes below.
 MIN_SHARD = 4096
 
 

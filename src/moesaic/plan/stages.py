@@ -15,7 +15,7 @@ class StageLoad:
 
 
 def stage_loads(shape: Shape, pp: int) -> list[StageLoad]:
-    """Layers over `pp` stages as evenly as whole layers go; the stages that also hold embedding or head get fewer.
+    """Layers over `pp` stages as evenly as whole layers go; the stages that also hold head or embedding get fewer.
 
     A tied embedding stands on the first and on the last stage (Shoeybi et al. 2019 and Narayanan et al. 2021 keep
     the two copies alike). Raises PlanError when there are more stages than layers.
@@ -23,8 +23,8 @@ def stage_loads(shape: Shape, pp: int) -> list[StageLoad]:
     if not 1 <= pp <= shape.n_layers:
         raise PlanError(f"pp = {pp} stages for {shape.n_layers} layers; use 1 to {shape.n_layers}")
     few, more = divmod(shape.n_layers, pp)
-    # The first stage is the last to get one more: it embeds; then the last, with the head.
-    order = [*range(1, pp - 1), *((pp - 1,) if pp > 1 else ()), 0]
+    # As in placement.py: later ones first, as they keep fewer activations, and the one with the head not at all.
+    order = [*range(pp - 2, -1, -1), pp - 1]
     counts = [few] * pp
     for stage in order[:more]:
         counts[stage] += 1

@@ -14,7 +14,8 @@ from moesaic.plan.device import Device
 from moesaic.plan.job import Job
 from moesaic.plan.layer import LayerTime, layer_times
 from moesaic.plan.layouts import FULL, Array, Layouts
-from moesaic.plan.memory import WEIGHT_BYTES, dense_layers, on_rank
+from moesaic.plan.memory import WEIGHT_BYTES, on_rank
+from moesaic.plan.placement import Stage, slowest, stage
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
 
@@ -31,6 +32,7 @@ class StepTime:
     recompute: Array
     tensor_parallel: Array
     expert_parallel: Array
+    context_parallel: Array
     stalls: Array  # the host, and waiting for the slowest expert
     pipeline: Array  # sending activations and gradients between stages
     bubble: Array
@@ -65,17 +67,23 @@ def step_time(
     """
     L = layouts.floats
     m = L.micro_batches(job.batch) if micro_batches is None else micro_batches
-    layers = np.ceil(shape.n_layers / L.pp) if layers is None else layers
-    sparse = layers - dense_layers(shape, L, layers, False)
-    dense = layers - sparse
     times = layer_times(shape, job, L, device, stack)
+    again = L.recompute == FULL
+    slow_dense, slow_sparse = (t.forward * (1 + again) + t.backward for t in (times.dense, times.sparse))
+    head = 3 * times.head
+    place, per_micro = _slowest(shape, L, slow_dense, slow_sparse, head, layers)
+    dense, sparse, head = place.dense, place.sparse, np.where(place.last(L), head, 0.0)
     both = LayerTime(*(dense * d + sparse * s for d, s in zip(times.dense.parts, times.sparse.parts, strict=True)))
-    head = times.head
-    recompute = np.where(L.recompute == FULL, both.forward, 0.0)
-    per_micro = both.forward + both.backward + recompute + 3 * head
-    mean = per_micro - 3 * head * (1 - 1 / L.pp)  # stages without head are faster
-    fill = (L.pp - 1) / L.chunks * (ZERO_BUBBLE_FILL if job.zero_bubble else 1.0)
-    bubble = fill * mean
+    # The first micro-batch passes all other stages before the last can start, the last one after: their times, divided
+    # among chunks.
+    if layers is None:
+        model = (shape.n_layers - shape.sparse_layers) * slow_dense + shape.sparse_layers * slow_sparse + 3 * times.head
+        others = np.where(L.pp > 1, model - per_micro, 0.0)
+    else:
+        others = (L.pp - 1) * (per_micro - head)
+    kept = ZERO_BUBBLE_FILL if job.zero_bubble else 1.0
+    fill = (L.pp - 1) / L.chunks * kept
+    bubble = others / L.chunks * kept
 
     # Sending between stages: once forward, once backward for each chunk, and in the filling.
     across = L.tp * L.cp * L.dp >= device.domain  # stages of one replica lie in different domains
@@ -85,22 +93,23 @@ def step_time(
     pipeline = np.where(L.pp > 1, 2 * sent * (m * L.chunks * stack.exposed_pp + L.pp - 1), 0.0)
 
     parts = on_rank(shape, L)
-    plain = dense * parts.dense_layer + sparse * parts.sparse_layer + parts.embedding
+    plain = dense * parts.dense_layer + sparse * parts.sparse_layer + parts.outside(place, L)
     routed = sparse * parts.experts
-    data = exchange(job, L, device, stack, plain, routed, m, (both.forward + both.backward + 3 * head))
+    data = exchange(job, L, device, stack, plain, routed, m, both.forward + both.backward + head)
     held = np.where(L.zero >= 1, plain / (L.dp * L.cp) + routed / L.edp, plain + routed)
     traffic = held * (2 * job.optimizer_bytes + job.gradient_bytes + WEIGHT_BYTES)
     optimizer = traffic / (device.memory_tb_s * 1e12 * stack.memory) + stack.step_ms * 1e-3
-    gemm = m * (both.gemm + 3 * head)
+    gemm = m * (both.gemm + head)
     # Over a grid, what depends on few degrees is added up first.
     modelled = (m * per_micro + bubble + pipeline) + data + optimizer if stack.pace != 1 else np.zeros_like(bubble)
     return StepTime(
         gemm=gemm,
         attention=m * both.attention,
         elementwise=m * both.elementwise,
-        recompute=m * recompute,
+        recompute=m * (both.forward * again),
         tensor_parallel=m * both.tensor_parallel,
         expert_parallel=m * both.expert_parallel,
+        context_parallel=m * both.context_parallel,
         stalls=m * both.stalls,
         pipeline=pipeline,
         bubble=bubble,
@@ -110,6 +119,29 @@ def step_time(
         micro_batches=m,
         bubble_fraction=fill / (m + fill),
     )
+
+
+def _slowest(
+    shape: Shape, L: Layouts, dense: Array, sparse: Array, head: Array, layers: Array | None
+) -> tuple[Stage, Array]:
+    """The stage that takes longest, and its seconds on a micro-batch, from those of a layer of each kind."""
+
+    def took(place: Stage) -> Array:
+        out: Array = place.dense * dense + place.sparse * sparse + np.where(place.last(L), head, 0.0)
+        return out
+
+    if layers is not None:
+        given = stage(shape, L, L.pp - 1, layers)
+        return given, took(given)
+    first, *rest = slowest(shape, L)
+    best = stage(shape, L, first)
+    longest = took(best)
+    for index in rest:
+        other = stage(shape, L, index)
+        longer = took(other) > longest
+        longest = np.where(longer, took(other), longest)
+        best = Stage(*(np.where(longer, getattr(other, n), getattr(best, n)) for n in vars(best)))
+    return best, longest
 
 
 def exchange(
@@ -130,10 +162,12 @@ def exchange(
     def seconds(bytes_each: float) -> Array:
         return bytes_each * (plain * dense_share / dense_rate + routed * expert_share / expert_rate)
 
-    once = seconds(job.gradient_bytes + WEIGHT_BYTES) * stack.exposed_dp
+    gradients, weights = seconds(job.gradient_bytes), seconds(WEIGHT_BYTES)
+    # Once a step: all-reduce; or (ZeRO-1, ZeRO-2) reduce-scatter, and all-gather of updated weights.
+    once = (gradients + np.where(L.zero >= 1, weights, gradients)) * stack.exposed_dp
     # ZeRO-3 gathers for the forward and again for the backward pass, and scatters gradients, in every micro-batch.
     # It hides behind the arithmetic as far as that lasts.
-    each = seconds(2 * WEIGHT_BYTES + job.gradient_bytes)
+    each = 2 * weights + gradients
     exposed = np.maximum(each - busy, 0.0) + stack.exposed_zero3 * np.minimum(each, busy)
     return np.where(L.zero >= 3, m * exposed, once)
 

@@ -83,7 +83,7 @@ def test_stages_hold_the_model(name: str, data: st.DataObject) -> None:
     assert sum(load.layers for load in loads) == shape.n_layers
     assert sum(load.parameters for load in loads) == shape.total_parameters + copy
     assert max(load.layers for load in loads) - min(load.layers for load in loads) <= 1
-    assert loads[0].layers == min(load.layers for load in loads)  # it embeds: never more than another
+    assert loads[-1].layers == min(load.layers for load in loads)  # it holds the head: never more than another
 
 
 def test_sixteen_stages_of_120_layers_still_have_one_of_eight() -> None:
