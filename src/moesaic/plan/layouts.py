@@ -109,14 +109,12 @@ def join(parts: Sequence[Layouts]) -> Layouts:
 def valid(shape: Shape, layouts: Layouts, batch: int) -> Array:
     """Which layouts can run at all: every divisibility rule, in one array."""
     L = layouts
-    kv = shape.n_kv_heads
+    kv, stages = shape.n_kv_heads, layouts.pp * layouts.chunks
     ok: Array = (shape.n_heads % L.tp == 0) & (shape.d_model % L.tp == 0) & (L.pp <= shape.n_layers)
     if shape.latent is None:
-        ok &= (kv % L.tp == 0) | (L.tp % kv == 0)
+        ok = ok & ((kv % L.tp == 0) | (L.tp % kv == 0))
     # Chunks hold the same number of layers; embedding and head may each stand for one (Llama 3, sec. 3.3.2).
-    ok &= (L.chunks == 1) | (
-        (L.pp > 1) & (-shape.n_layers % (L.pp * L.chunks) <= 2) & (L.pp * L.chunks <= shape.n_layers + 2)
-    )
-    ok &= (shape.n_experts % L.ep == 0) & ((L.dp * L.cp * L.tp) % (L.ep * L.etp) == 0)
-    ok &= ((L.etp == 1) | (L.etp == L.tp)) & (L.micro_batches(batch) >= 1)
+    ok = ok & ((L.chunks == 1) | ((L.pp > 1) & (-shape.n_layers % stages <= 2) & (stages <= shape.n_layers + 2)))
+    ok = ok & (shape.n_experts % L.ep == 0) & ((L.dp * L.cp * L.tp) % (L.ep * L.etp) == 0)
+    ok = ok & ((L.etp == 1) | (L.etp == L.tp)) & (L.micro_batches(batch) >= 1)
     return ok

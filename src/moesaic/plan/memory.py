@@ -190,9 +190,7 @@ def memory(shape: Shape, job: Job, layouts: Layouts, stack: Stack) -> Memory:
     )
 
 
-def memory_total(
-    shape: Shape, job: Job, layouts: Layouts, stack: Stack, micro_batches: Array | None = None
-) -> Array:
+def memory_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack, micro_batches: Array | None = None) -> Array:
     """`memory(...).total` without its parts, several times faster.
 
     `micro_batches` is how many a replica takes, without it those of the job's batch.
@@ -239,9 +237,7 @@ def _bytes(job: Job, L: Layouts) -> _Bytes:
     )
 
 
-def _stages(
-    shape: Shape, job: Job, L: Layouts, stack: Stack, micro_batches: Array | None = None
-) -> list[_Stage]:
+def _stages(shape: Shape, job: Job, L: Layouts, stack: Stack, micro_batches: Array | None = None) -> list[_Stage]:
     """The stages one of which is the heaviest."""
     parts, kept = on_rank(shape, L), layer_activations(shape, job, L, stack)
     m = L.micro_batches(job.batch) if micro_batches is None else micro_batches

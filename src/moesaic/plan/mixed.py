@@ -20,9 +20,10 @@ from moesaic.plan.quantity import parse_count
 from moesaic.plan.shape import Shape
 from moesaic.plan.space import Space, grids_of, kernels, pipelines, replicas
 from moesaic.plan.stack import Stack
-from moesaic.plan.step import StepTime, step_time
+from moesaic.plan.step import PARTS, StepTime, step_time
 
-BUSY = ("gemm", "attention", "elementwise", "recompute", "tensor_parallel", "expert_parallel", "context_parallel", "stalls")
+# Parts of a step that each stage spends on its own micro-batches.
+BUSY = tuple(n for n in PARTS if n not in ("pipeline", "bubble", "data_parallel", "optimizer", "pace"))
 MOST_COUNTS = 500
 
 

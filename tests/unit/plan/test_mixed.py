@@ -98,7 +98,7 @@ def test_fullest_of_even_stages_is_what_memory_says(name: str) -> None:
     for pp, chunks in ((1, 1), (2, 1), (4, 2), (8, 1), (7, 1)):
         layouts = Layouts.of(tp=8, pp=pp, dp=2, chunks=chunks, zero=1, recompute=1)
         few, more = divmod(shape.n_layers, pp)
-        layers = [few + (i >= pp - more) for i in range(pp)]
+        layers = [few + (pp - 1 - more <= i < pp - 1) for i in range(pp)]
         sizes = [
             float(stage_total(shape, job, layouts, STACK, np.array([float(n)]), np.array([float(i)]))[0])
             for i, n in enumerate(layers)
