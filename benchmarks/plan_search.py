@@ -17,16 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = "1"
-
 import numpy as np
+
 from moesaic.plan.choice import choices
 from moesaic.plan.device import device
 from moesaic.plan.layouts import Layouts, join
 from moesaic.plan.memory import memory, memory_total
 from moesaic.plan.search import pareto, search
-from moesaic.plan.search_plan import read_workload
+from moesaic.plan.search_api import read_workload
 from moesaic.plan.space import Space, grids
 from moesaic.plan.stack import stack
 from moesaic.plan.step import step_time
@@ -37,7 +35,7 @@ QUOTED = {
     "calculon_note": "quoted, not measured here: one core of another machine, Turing-NLG 530B, snapshot of 2024-02",
 }
 COLD = """
-from moesaic.plan.search_plan import search_plan
+from moesaic.plan.search_api import search_plan
 for gpus in {counts}:
     search_plan("gpt4", "a100-80", gpus, tokens="13T", batch="60M")
 """

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moesaic.plan.api import train_plan as train_plan
+    from moesaic.plan.search_api import search_plan as search_plan
 
-_HOMES = {"train_plan": "moesaic.plan.api"}
+_HOMES = {"train_plan": "moesaic.plan.api", "search_plan": "moesaic.plan.search_api"}
 
 
 def __getattr__(name: str) -> Any:

@@ -115,7 +115,7 @@ def answer(ask: Question) -> Answer:
         "mfu": lambda c: -c.tokens_per_s / c.estimate.devices,
     }[ask.objective]
     kept = pareto(np.array([[-c.tokens_per_s / c.estimate.devices, c.estimate.bytes_needed] for c in front]))
-    front = sorted((front[i] for i in kept), key=lambda c: c.estimate.bytes_needed)
+    front = sorted((front[i] for i in kept), key=lambda c: -c.estimate.bytes_needed)  # the highest MFU first
     return Answer(sorted(best, key=score)[: ask.top], by_count, front, cloud, funnel)
 
 

@@ -16,7 +16,7 @@ from moesaic.plan.device import Device
 from moesaic.plan.layouts import FULL, NONE, SELECTIVE, Array, Layouts, valid
 from moesaic.plan.shape import Shape
 
-BLOCK = 16_384  # layouts of a grid: 128 KiB a temporary, so that those in use fit a second-level cache
+BLOCK = 65_536  # layouts of a grid: 512 KiB for each of the few temporaries of full size
 # Tokens of a sequence on one context-parallel rank, unless asked for less: no published run goes below.
 MIN_SHARD = 4096
 

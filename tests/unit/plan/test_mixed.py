@@ -18,7 +18,7 @@ from moesaic.plan.mixed import Group, Mixed, Share, parse_cluster, replica_mixed
 from moesaic.plan.mixed_pipeline import _step, pipeline_mixed, simulated, splits
 from moesaic.plan.mixed_sheet import mixed_sheet
 from moesaic.plan.search import search
-from moesaic.plan.search_plan import read_workload
+from moesaic.plan.search_api import read_workload
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_shape
 from moesaic.plan.space import Space

@@ -20,7 +20,7 @@ from moesaic.plan.job import Job
 from moesaic.plan.layouts import FULL, Layouts, join, valid
 from moesaic.plan.memory import memory, memory_total
 from moesaic.plan.search import Search, goodputs, pareto, search
-from moesaic.plan.search_plan import read_workload
+from moesaic.plan.search_api import read_workload, search_plan
 from moesaic.plan.search_sheet import Question, search_sheet
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_shape
@@ -167,7 +167,7 @@ def test_front_of_a_search_is_the_front_of_all_that_fits() -> None:
     sheet, _ = search_sheet(Question(SPARSE, Job(8192, 12), NARROW, STACK, (12,), 1e9, space=FEW))
     table = next(t for t in sheet.tables if t.key == "pareto_mfu_memory")
     front = {(-points[i, 0], points[i, 1]) for i in pareto(points)}
-    assert [r["memory_gb"] for r in table.rows] == pytest.approx(sorted(m / 1e9 for _, m in front))
+    assert [r["memory_gb"] for r in table.rows] == pytest.approx(sorted((m / 1e9 for _, m in front), reverse=True))
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +299,19 @@ def test_verb() -> None:
     assert {"batch_tokens", "batch_sequences", "batch_tokens_per_expert"} <= told.keys()
     degrees = [{k: r[k] for k in ("tp", "pp", "cp", "dp", "ep", "etp", "micro_batch", "chunks")} for r in told["top"]]
     assert all(a != b for i, a in enumerate(degrees) for b in degrees[:i])
+
+
+def test_from_python() -> None:
+    from moesaic.plan import search_plan as public
+
+    sheet = public("llama-3-8b", "h100", 64, tokens=1e12, price=2.0, why_no_fsdp=True)
+    assert sheet["devices"] == 64
+    assert sheet["gather_ratio"] == 2 * sheet["micro_batches"]  # type: ignore[operator]
+    assert sheet["memory_gb"] <= 80  # type: ignore[operator]
+    with pytest.raises(PlanError, match="one generation"):
+        search_plan("llama-3-8b", "h100:8,a100-80:8", why_no_fsdp=True)
+    with pytest.raises(PlanError, match="above 0"):
+        search_plan("llama-3-8b", "h100", 8, price=-1)
 
 
 def test_workload_of_a_recipe_and_of_a_shape() -> None:

@@ -53,7 +53,7 @@ def search(
     html: HtmlOption = None,
 ) -> None:
     """Every layout of a cluster: the fastest, cheapest or best used, with days, dollars and the Pareto front."""
-    from moesaic.plan.search_plan import search_plan
+    from moesaic.plan.search_api import search_plan
 
     sheet = search_plan(
         source, hardware, gpus, objective=objective, seq_len=seq_len, tokens=tokens, batch=batch, top=top,
