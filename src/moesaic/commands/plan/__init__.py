@@ -2,9 +2,12 @@
 
 import typer
 
+from moesaic.commands.plan.serve import serve
+
 plan_app = typer.Typer(
     help="Price a system: parameters, memory, time, failures, serving, money; check claims.",
     epilog="Example: moesaic plan params gpt4",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+plan_app.command("serve", epilog="Example: moesaic plan serve gpt4 --hardware a100-80 --gpus 128 --pp 16")(serve)
