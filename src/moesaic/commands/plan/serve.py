@@ -54,7 +54,8 @@ def serve(
     from moesaic.plan.serving.cost import Workload, rent
     from moesaic.plan.serving.profile import profile
     from moesaic.plan.serving.replica import replica
-    from moesaic.plan.serving.report import Question, serve_sheet
+    from moesaic.plan.serving.question import Question
+    from moesaic.plan.serving.report import serve_sheet
     from moesaic.plan.shapes import read_shape
 
     shape, hard = read_shape(source), device(hardware)

@@ -9,8 +9,8 @@ def hybrid_shape(row: Mapping[str, str]) -> Shape | None:
     """The shape of a row's model if it is a known hybrid.
 
     Qwen3.5-397B-A17B (model card): 60 layers, every fourth with gated attention, the others with gated DeltaNet (64
-    value and 16 key heads of 128). A DeltaNet layer reads and writes its state of 64 x 128 x 128 fp32 values once a step, as
-    much as 4,096 tokens of the other layers' cache; it is priced as a window of that length. Its projections
+    value and 16 key heads of 128). A DeltaNet layer reads and writes its state of 64 x 128 x 128 fp32 values once a
+    step, as much as 4,096 tokens of the other layers' cache; it is priced as a window of that length. Its projections
     (117 M weights) are close to those of gated attention (105 M), which all layers are charged.
     """
     if not row["model"].startswith("Qwen3.5-397B"):

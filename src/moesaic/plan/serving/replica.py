@@ -6,7 +6,7 @@ from moesaic.errors import PlanError
 from moesaic.plan.device import Device
 from moesaic.plan.shape import Shape
 
-# Bytes per weight, scales included: nvfp4 blocks of 16 with an fp8 scale, mxfp4 of 32 with a byte, int4 of 32 with fp16.
+# Bytes per weight with scales: nvfp4 blocks of 16 with an fp8 scale, mxfp4 of 32 with a byte, int4 of 32 with fp16.
 WEIGHT_BYTES = {
     "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625, "mxfp4": 0.53125, "int4": 0.5625
 }  # fmt: skip

@@ -146,10 +146,10 @@ def head_table(sheet: Sheet, q: Question) -> None:
     if s.latent:
         return
     many = s.d_model // s.head_dim
+    rows: list[dict[str, Value]] = []
     kinds = [("MQA", 1), ("GQA-8", 8), (f"MHA, d_model / head width = {many} heads", many)]
     if s.n_kv_heads not in (1, 8, many):
         kinds.append(("the model's own", s.n_kv_heads))
-    rows = []
     for label, heads in kinds:
         other = replace(m, shape=replace(s, n_kv_heads=heads))
         each = tightest(other, q.context, q.first, q.chunk)[1].kv_bytes

@@ -36,11 +36,11 @@ class Pass:
 def touched(experts: float, top_k: float, tokens: Numbers, groups: int = 1) -> Numbers:
     """Experts of one group out of `groups` that at least one of `tokens` visits, on the busiest group.
 
-    E (1 - (1 - k/E)^B) on average over random routing; with several groups the busiest
-    lies sqrt(2 ln groups) standard deviations above its mean, and no group holds more than E/groups.
+    E (1 - (1 - k/E)^B) on average over random routing; with several groups the busiest lies sqrt(2 ln groups)
+    standard deviations above its mean, and no group holds more than E/groups.
     """
     share = 1 - (1 - top_k / experts) ** tokens
-    mean = experts / groups * share
+    mean: Numbers = experts / groups * share
     if groups == 1:
         return mean
     above = np.sqrt(2 * np.log(groups) * mean * (1 - share))
