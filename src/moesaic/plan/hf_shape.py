@@ -150,7 +150,7 @@ def shape_from_values(values: Mapping[str, Any], name: str, where: str = "config
     kv_heads = _kv_heads(c, kind, heads)
     if heads % kv_heads:
         raise PlanError(f"{where}: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}")
-    width = c.optional("intermediate_size_mlp", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+    width = c.optional("intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "n_inner", "intermediate_size")
     width = width or (4 * d if family.four_d else None)
     experts = _experts(c, kind, layers, d)
     if width is None and experts.get("dense_layers", layers):
@@ -325,7 +325,8 @@ def _attention_extra(
 
 
 def _window(c: _Config, family: Family, layers: int) -> tuple[int | None, int]:
-    window = c.optional("sliding_window", "window_size", "attention_chunk_size")
+    width = next((k for k in ("sliding_window", "window_size", "attention_chunk_size") if c.values.get(k)), None)
+    window = c.optional(width) if width else None  # 0 and null are none
     kinds = c.values.get("layer_types")
     if window is None or (family.window == "flag" and not c.flag("use_sliding_window")):
         return None, 0

@@ -1,7 +1,7 @@
 """Shapes by name: shipped ones with their sources, recipes, folders with a `config.json`, rows of measurements."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -11,7 +11,7 @@ from typing import Any
 from moesaic.errors import PlanError
 from moesaic.plan.hf_shape import shape_from_config
 from moesaic.plan.shape import LatentAttention, Shape, shape_of
-from moesaic.recipe import read_recipe, recipe_files
+from moesaic.recipe import Recipe, read_recipe, recipe_files
 
 # Architectures of the measurements that are not plain transformers: linear attention, state spaces, compressed or
 # per-layer attention. Nothing here prices them.
@@ -57,6 +57,22 @@ def read_shape(source: str | Path) -> Shape:
 
     Raises PlanError, and RecipeError for a recipe that cannot be read.
     """
+    return read_source(source)[0]
+
+
+def read_source(source: str | Path, overrides: Sequence[str] = ()) -> tuple[Shape, Recipe | None]:
+    """As `read_shape`, with the recipe where `source` is one; only a recipe takes `a.b=c` overrides."""
+    shape = _no_recipe(source)
+    if shape is None:
+        recipe = read_recipe(source, overrides)
+        return shape_of(recipe.model, recipe.name), recipe
+    if overrides:
+        raise PlanError(f"--set {overrides[0]}: {source} is no recipe; only recipes can be changed")
+    return shape, None
+
+
+def _no_recipe(source: str | Path) -> Shape | None:
+    """The shape of a source that is no recipe, None for one that is. Raises PlanError when it is nothing."""
     path, text = Path(source), str(source)
     if path.is_dir():
         path = path / "config.json"
@@ -65,7 +81,7 @@ def read_shape(source: str | Path) -> Shape:
     if path.is_file() and path.suffix == ".json":
         return shape_from_config(path)
     if path.is_file() or text in recipe_files():
-        return shape_of(read_recipe(source).model, path.stem)
+        return None
     if found := _by_any_name().get(_plain(text)):
         return found.shape
     if path.suffix in (".toml", ".json") or len(path.parts) > 1:

@@ -2,6 +2,7 @@
 
 import typer
 
+from moesaic.commands.plan.params import params
 from moesaic.commands.plan.serve import serve
 
 plan_app = typer.Typer(
@@ -10,4 +11,6 @@ plan_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+plan_app.command("params", epilog="Example: moesaic plan params gpt4 --json")(params)
 plan_app.command("serve", epilog="Example: moesaic plan serve gpt4 --hardware a100-80 --gpus 128 --pp 16")(serve)

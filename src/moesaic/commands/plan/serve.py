@@ -1,6 +1,7 @@
 """`moesaic plan serve`."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,9 @@ def serve(
     batch: Annotated[str | None, typer.Option(help="Sequences of one micro-batch, for example 1,8,64.")] = None,
     engine: Annotated[str, typer.Option(help="Calibrated profile: vllm, sglang, trtllm or static.")] = "vllm",
     price: Annotated[float | None, typer.Option(help="Dollars per device and hour.")] = None,
+    price_file: Annotated[
+        Path | None, typer.Option("--prices", metavar="FILE", help="Your prices (TOML) over the shipped ones.")
+    ] = None,
     chunk: Annotated[int, typer.Option(help="Prompt tokens of one pass.")] = 1024,
     first_layers: Annotated[int | None, typer.Option(help="Layers of the first stage, 0 for embeddings alone.")] = None,
     rate: Annotated[
@@ -51,10 +55,11 @@ def serve(
 ) -> None:
     """What serving costs: what fits, stage balance, time per token, dollars per 1k tokens against the batch."""
     from moesaic.plan.device import device
+    from moesaic.plan.prices import prices
     from moesaic.plan.serving.cost import Workload, rent
     from moesaic.plan.serving.profile import profile
-    from moesaic.plan.serving.replica import replica
     from moesaic.plan.serving.question import Question
+    from moesaic.plan.serving.replica import replica
     from moesaic.plan.serving.report import serve_sheet
     from moesaic.plan.shapes import read_shape
 
@@ -72,7 +77,7 @@ def serve(
     work = Workload(length * prompt / (prompt + output), length * output / (prompt + output))
     if chunk < 1:
         raise PlanError(f"chunk {chunk}: give at least 1 token, for example 1024")
-    dollars, said = (price, "given") if price is not None else rent(hard)
+    dollars, said = (price, "given") if price is not None else rent(hard, prices(price_file))
     question = Question(
         model, length, work, _batches(batch), dollars, said, gpus // model.devices, engine, chunk, first_layers,
         rate, target, disaggregate, drafts, accept, draft_cost, read_shape(against) if against else None, ratio,

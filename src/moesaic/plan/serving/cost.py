@@ -6,6 +6,7 @@ import numpy as np
 
 from moesaic.errors import PlanError
 from moesaic.plan.device import Device
+from moesaic.plan.prices import Prices
 from moesaic.plan.serving.batching import Load, ReplicaTimer
 from moesaic.plan.serving.roofline import Numbers
 
@@ -110,25 +111,27 @@ def disaggregated(timer: ReplicaTimer, batch: float, work: Workload, usd_per_gpu
     return Pools(t_prefill / each, 1 / each, cache / links, usd)
 
 
-def batch_for(
-    timer: ReplicaTimer, target_usd_per_1k: float, work: Workload, usd_per_gpu_hour: float, most: int = 4096
-) -> int | None:
-    """The smallest batch whose decode alone costs no more than the target, or None when none up to `most` does."""
-    m = timer.model
-    batches = np.arange(1, most + 1, dtype=float)
-    sequences = batches * m.pp * m.dp
-    step = timer.step(sequences, np.full_like(batches, work.context))
-    usd = usd_per_gpu_hour * m.devices / 3600 * step / sequences * 1e3
-    reached = np.flatnonzero(usd <= target_usd_per_1k)
-    return int(batches[reached[0]]) if len(reached) else None
+def batches_for(
+    timer: ReplicaTimer, target_usd_per_1k: float, work: Workload, usd_per_gpu_hour: float, chunk: float
+) -> tuple[int | None, int | None]:
+    """The smallest batches whose output alone, and whose tokens of both kinds, cost no more than the target.
+
+    None where no batch up to 4096 does.
+    """
+    found = curve(timer, np.arange(1, 4097, dtype=float), work, usd_per_gpu_hour, chunk)
+
+    def first(usd: Numbers) -> int | None:
+        reached = np.flatnonzero(usd <= target_usd_per_1k)
+        return int(found.batch[reached[0]]) if len(reached) else None
+
+    return first(found.output_usd_per_1k), first(found.mixed_usd_per_1k)
 
 
-# Dollars of one device-hour where no registry of prices says otherwise: the description's own (A100, H100).
-_RENT = {"a100": 1.0, "h100": 2.0}
-
-
-def rent(device: Device) -> tuple[float, str]:
-    """Rent of one device-hour and where the figure is from. Raises PlanError for a device without one."""
-    if device.generation not in _RENT:
-        raise PlanError(f"no price for {device.label}; give --price dollars per device-hour")
-    return _RENT[device.generation], "as described"
+def rent(device: Device, table: Prices) -> tuple[float, str]:
+    """Dollars of one device-hour and where the figure is from: the described system's where it names the device, else
+    the market's. Raises PlanError for a device without a price."""
+    for key in (f"assumed_rent.{device.name}", f"rent.{device.name}"):
+        if key in table.table:
+            found = table[key]
+            return found.value, f"{found.source}, {found.date}"
+    raise PlanError(f"no price for {device.label}; give --price dollars per device-hour, or --prices FILE")

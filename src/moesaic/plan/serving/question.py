@@ -41,6 +41,7 @@ class Question:
 
 
 def batches_of(q: Question, most: int, paged: int) -> list[int]:
+    """The batches to price: those asked for, which must fit, or powers of two around the largest that does."""
     m = q.model
     if q.batches:
         if max(q.batches) > most:
@@ -56,11 +57,13 @@ def batches_of(q: Question, most: int, paged: int) -> list[int]:
 
 
 def sigmas(q: Question, constants: Profile) -> tuple[float, float]:
+    """Residual spreads of decode and first-token times for this engine and device, as logarithms."""
     engine = constants.engine(q.engine)
     extra = 0.0 if q.model.device.generation in constants.generations else UNFITTED_SIGMA
     return float(np.hypot(engine.sigma_decode, extra)), float(np.hypot(engine.sigma_first, extra))
 
 
 def spread(middle: float, sigma: float) -> Interval:
+    """The log-normal interval around a median."""
     factor = float(np.exp(Z90 * sigma))
     return Interval(middle / factor, middle, middle * factor)

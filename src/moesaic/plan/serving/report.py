@@ -55,6 +55,7 @@ def serve_sheet(q: Question, constants: Profile) -> Sheet:
 
 
 def assumptions(sheet: Sheet, q: Question) -> None:
+    """Say what was assumed, and what the layout costs that no figure shows."""
     m = q.model
     sheet.note(
         f"assumed: {q.work.prompt:,.0f} prompt and {q.work.output:,.0f} output tokens a request (cached on average "
@@ -62,6 +63,9 @@ def assumptions(sheet: Sheet, q: Question) -> None:
         f"time; engine {q.engine}; chunks of {q.chunk:,} prompt tokens; routing without preference; "
         f"cache allocated as it grows"
     )
+    wanted = {"nvfp4": "fp4", "mxfp4": "fp4", "int4": "fp16", "bf16": "fp16"}.get(m.weights, m.weights)
+    if wanted != "fp16" and wanted not in m.device.tflops:
+        sheet.note(f"{m.device.label} has no {wanted} arithmetic: {m.weights} weights are multiplied in 16 bit")
     if q.clusters > 1:
         sheet.note(f"{q.clusters} replicas of {m.devices} devices: rates are of one replica, costs are the same")
     if m.tp > m.device.domain:

@@ -9,6 +9,7 @@ from moesaic.plan.sheet import Chart, Sheet, Value
 
 
 def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, sigma: tuple[float, float]) -> None:
+    """The curve as a table and a picture, and every figure at the largest batch in it that fits."""
     m = q.model
     rows: list[dict[str, Value]] = []
     for i, batch in enumerate(c.batch):

@@ -2,33 +2,40 @@
 
 import numpy as np
 
+from moesaic.errors import PlanError
 from moesaic.plan.serving import against as versus
 from moesaic.plan.serving.batching import ReplicaTimer
-from moesaic.plan.serving.cost import Curve, batch_for, disaggregated
+from moesaic.plan.serving.cost import Curve, batches_for, disaggregated
 from moesaic.plan.serving.profile import Profile
 from moesaic.plan.serving.question import Question, spread
 from moesaic.plan.serving.speculation import speedup, textbook_speedup
 from moesaic.plan.sheet import Sheet
 
+POOL_CHUNK = 8192  # prompt tokens of one pass of a replica that only prefills
+
 
 def target(sheet: Sheet, q: Question, timer: ReplicaTimer, most: int) -> None:
+    """The batch that a price per token asks for, and whether it fits."""
     assert q.target_usd is not None
-    need = batch_for(timer, q.target_usd, q.work, q.usd_per_gpu_hour)
-    name = f"for ${q.target_usd:g} per 1k output tokens, decode alone"
-    sheet.add(
-        name,
-        "target_batch",
-        "batch of a micro-batch that reaches it",
-        need,
-        "sequences",
-        "smallest batch with devices x price x step / sequences <= target",
-        cached_tokens=q.work.context,
-    )
-    sheet.add(name, "target_fits", "it fits", need is not None and need <= most, "", "batch <= capacity", capacity=most)
+    if q.target_usd <= 0:
+        raise PlanError(f"target {q.target_usd:g}: give dollars per 1k tokens, more than 0")
+    output, mixed = batches_for(timer, q.target_usd, q.work, q.usd_per_gpu_hour, q.chunk)
+    name = f"for ${q.target_usd:g} per 1k tokens"
+    for key, label, need in (
+        ("output", "output tokens, decode alone", output),
+        ("mixed", "all tokens, prompts included", mixed),
+    ):
+        formula = "smallest batch of a micro-batch whose cost is no more than the target"
+        sheet.add(name, f"target_batch_{key}", label, need, "sequences", formula, cached_tokens=q.work.context)
+        fits = need is not None and need <= most
+        sheet.add(name, f"target_fits_{key}", "  and it fits", fits, "", "batch <= capacity", capacity=most)
 
 
 def arrivals(sheet: Sheet, q: Question, timer: ReplicaTimer, paged: int, sigma: tuple[float, float]) -> None:
+    """Latency and cost at a rate of requests."""
     assert q.rate is not None
+    if q.rate <= 0:
+        raise PlanError(f"rate {q.rate:g}: give requests per second, more than 0")
     load = timer.open(q.rate, q.work.prompt, q.work.output, paged, q.chunk)
     name = f"at {q.rate:g} requests/s on each replica"
     sheet.add(
@@ -68,7 +75,9 @@ def arrivals(sheet: Sheet, q: Question, timer: ReplicaTimer, paged: int, sigma: 
 
 
 def pools(sheet: Sheet, q: Question, timer: ReplicaTimer, batch: float) -> None:
-    pools = disaggregated(timer, batch, q.work, q.usd_per_gpu_hour, q.chunk)
+    """Prefill and decode on replicas of their own; a prefill replica takes long chunks, having no cache to keep."""
+    chunk = max(q.chunk, POOL_CHUNK)
+    pools = disaggregated(timer, batch, q.work, q.usd_per_gpu_hour, chunk)
     name = "prefill and decode on replicas of their own"
     sheet.add(
         name,
@@ -99,6 +108,7 @@ def pools(sheet: Sheet, q: Question, timer: ReplicaTimer, batch: float) -> None:
 
 
 def drafts(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve) -> None:
+    """Speculative decoding at each batch, by the textbook and with the experts that a check touches."""
     m, s = q.model, q.model.shape
     context = np.full_like(c.batch, q.work.context)
     real = speedup(timer, c.sequences, context, q.accept, q.drafts, q.draft_cost)
@@ -121,6 +131,7 @@ def drafts(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve) -> None:
 
 
 def comparison(sheet: Sheet, q: Question, constants: Profile) -> None:
+    """A claimed cost ratio against another model, split into FLOPs and utilisation, beside the modelled one."""
     assert q.other is not None
     m, other = q.model, q.other
     claimed = versus.split(q.ratio, m.shape, other)

@@ -11,6 +11,7 @@ from moesaic.plan.sheet import Sheet, Value
 
 
 def memory(sheet: Sheet, q: Question, tight: Room) -> None:
+    """What one device holds, and how many full sequences fit."""
     m, s = q.model, q.model.shape
     even = average_room(m, q.context, q.chunk)
     total = s.kv_bytes_per_token(m.kv_value_bytes)
@@ -104,8 +105,9 @@ def memory(sheet: Sheet, q: Question, tight: Room) -> None:
 
 
 def stage_table(sheet: Sheet, q: Question, timer: ReplicaTimer, batch: float) -> None:
+    """Layers, weights and decode time of each stage, and how even they are."""
     m = q.model
-    each, context, zero = np.array([batch / m.dp if m.dp > 1 else batch]), np.array([q.work.context]), np.zeros(1)
+    each, context, zero = np.array([batch]), np.array([q.work.context]), np.zeros(1)
     times = [float(t.run(each, context, zero, zero).seconds[0]) for t in timer.timers]
     rows: list[dict[str, Value]] = []
     for t, seconds in zip(timer.timers, times, strict=True):

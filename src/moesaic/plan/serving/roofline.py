@@ -44,7 +44,8 @@ def touched(experts: float, top_k: float, tokens: Numbers, groups: int = 1) -> N
     if groups == 1:
         return mean
     above = np.sqrt(2 * np.log(groups) * mean * (1 - share))
-    return np.minimum(mean + above, np.minimum(experts / groups, np.maximum(top_k * tokens, mean)))
+    most: Numbers = np.minimum(experts / groups, np.maximum(top_k * tokens, mean))
+    return np.asarray(np.minimum(mean + above, most))
 
 
 def busiest_load(top_k: float, tokens: Numbers, groups: int) -> Numbers:
@@ -73,7 +74,7 @@ class StageTimer:
 
     def _join(self, memory: Numbers, arithmetic: Numbers) -> Numbers:
         p = self.constants.sharp
-        top = np.maximum(np.maximum(memory, arithmetic), 1e-30)
+        top: Numbers = np.maximum(np.maximum(memory, arithmetic), 1e-30)
         joined: Numbers = top * ((memory / top) ** p + (arithmetic / top) ** p) ** (1 / p)
         return joined
 
