@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesaic.plan.compare.evaluate import DAYS, Case, Costs
-from moesaic.plan.compare.uncertainty import Input, Numbers, draws, swings
+from moesaic.plan.compare.uncertainty import Input, Numbers, draws, quantiles, swings
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Choice:
 
 
 def choices(priced: Sequence[Priced]) -> list[Choice]:
-    """The choice for each aim that some scenario has. Scenarios with an obstacle are left out."""
+    """The choice for each aim that some scenario has, by the medians of the draws. Obstacles bar a scenario."""
     parts = [any(p.case.parts[i] for p in priced) for i in range(2)]
     out = []
     for aim in AIMS:
@@ -101,12 +101,13 @@ def choices(priced: Sequence[Priced]) -> list[Choice]:
             able = [p for p in able if list(p.case.parts) == parts]
         if not able:
             continue
-        ranked = sorted(able, key=lambda p: (float(aim.of(p.middle)[0]), float(p.middle.per_year[0])))
-        value = float(aim.of(ranked[0].middle)[0])
+        medians = {p.name: (quantiles(aim.of(p.sampled)).p50, quantiles(p.sampled.per_year).p50) for p in able}
+        ranked = sorted(able, key=lambda p: medians[p.name])
+        value = medians[ranked[0].name][0]
         drawn = np.array(np.broadcast_arrays(*(aim.of(p.sampled) for p in ranked)))  # [scenarios, samples]
         following = ranked[1] if len(ranked) > 1 else None
-        next_value = float(aim.of(following.middle)[0]) if following else None
-        tied = tuple(p.name for p in ranked[1:] if float(aim.of(p.middle)[0]) == value)
+        next_value = medians[following.name][0] if following else None
+        tied = tuple(p.name for p in ranked[1:] if medians[p.name][0] == value)
         chance = float(np.mean(drawn[0] <= drawn.min(axis=0)))
         out.append(Choice(aim, ranked[0], value, chance, following, next_value, tied))
     return out

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,16 @@ from moesaic.plan.serving.batching import ReplicaTimer
 from moesaic.plan.serving.memory import tightest
 from moesaic.plan.serving.profile import profile
 from moesaic.plan.serving.question import UNFITTED_SIGMA
-from moesaic.plan.serving.replica import Replica, replica
+from moesaic.plan.serving.replica import WEIGHT_BYTES, Replica, replica
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_shape
 from moesaic.plan.sheet import Interval
 
 POINTS = 96  # loads at which a cluster is looked at
-STAGES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 16)  # pipeline stages that are tried
+STAGES = (1, 2, 3, 4, 6, 8, 12, 16)  # pipeline stages that are tried
+DEEPEST_WITH_COPIES = 4  # with attention copies beside them
+LARGEST = 512  # devices of a cluster that is tried
+FULL_LOOKS = 5
 
 
 @dataclass(frozen=True)
@@ -92,23 +96,51 @@ def serving_cluster(given: Serving, on: Device) -> Cluster:
 
 @lru_cache(maxsize=64)
 def _best(shape: Shape, name: str, given: Serving) -> Cluster:
+    """Of all layouts tried, those that promise most at a first look are looked at in full."""
     on, one = device(name), np.ones(1)
-    best: Cluster | None = None
-    score = (False, -1.0)
-    refused = f"{shape.name} with {given.weights} weights fits no cluster tried of {on.label}; use narrower weights"
-    tensor = [t for t in (1, 2, 4, 8, 16, 32, 64) if t <= on.domain and shape.n_heads % t == 0]
-    for tp, pp in ((t, p) for t in tensor for p in STAGES if p <= shape.n_layers):
-        try:
-            found = _cluster(_laid(given, shape, on, tp=tp, pp=pp), given)
-        except PlanError:  # does not fit
-            continue
+    promising = sorted(_looks(shape, on, given), key=lambda look: look[0], reverse=True)[:FULL_LOOKS]
+    if not promising:
+        raise PlanError(
+            f"serving: {shape.name} with {given.weights} weights fits no cluster tried of {on.label}; "
+            "use narrower weights or a device with more memory"
+        )
+
+    def worth(found: Cluster) -> tuple[bool, float]:
         now = found.capacity(one, one)
-        mine = (bool(now.meets[0]), float(now.requests_per_s[0]) / found.model.devices)
-        if mine > score:
-            best, score = found, mine
-    if best is None:
-        raise PlanError(refused)
-    return best
+        return bool(now.meets[0]), float(now.requests_per_s[0]) / found.model.devices
+
+    return max((_cluster(model, given) for _, model in promising), key=worth)
+
+
+def _looks(shape: Shape, on: Device, given: Serving) -> list[tuple[tuple[bool, float], Replica]]:
+    """Each layout that fits, with whether it meets the targets and its requests per second and device, both without
+    the feedback of one on the other: the first step of the fixed point."""
+    tensor = [t for t in (1, 2, 4, 8, 16, 32, 64) if t <= on.domain and shape.n_heads % t == 0]
+    copies = (1, 2, 4, 8, 16, 32) if shape.n_experts > 1 else (1,)
+    prompt, output = np.array([float(given.prompt)]), np.array([float(given.output)])
+    context = prompt + output / 2
+    out = []
+    for tp, pp, dp in product(tensor, STAGES, copies):
+        spread = max(e for e in range(1, shape.n_experts + 1) if shape.n_experts % e == 0 and tp * dp % e == 0)
+        too_wide = tp * pp * dp > LARGEST or pp > shape.n_layers or (dp > 1 and pp > DEEPEST_WITH_COPIES)
+        if (
+            too_wide
+            or shape.total_parameters * WEIGHT_BYTES.get(given.weights, 2.0) > tp * pp * dp * on.memory_gb * 1e9
+        ):
+            continue
+        for ep in sorted({1, spread}) if dp == 1 else (spread,):
+            model = _laid(given, shape, on, tp=tp, pp=pp, dp=dp, ep=ep)
+            fits = tightest(model, float(context[0]), chunk=given.chunk)[1].sequences
+            if fits < 1:
+                continue
+            loads = np.geomspace(1, fits, 12)
+            timer = ReplicaTimer(model, profile(), given.engine)
+            taken, first = timer.prompt(prompt, loads, context, given.chunk)
+            token = timer.step(loads, context) + np.maximum(loads - dp, 0) / output * taken
+            rate = loads / (first + output * token) / model.devices
+            ok = (token <= given.tpot_ms / 1e3) & (first <= given.ttft_s)
+            out.append(((bool(ok.any()), float(np.max(rate[ok] if ok.any() else rate))), model))
+    return out
 
 
 def _laid(given: Serving, shape: Shape, on: Device, **layout: int) -> Replica:

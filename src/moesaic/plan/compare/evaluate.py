@@ -30,7 +30,7 @@ from moesaic.plan.prices import UNITS, Prices
 from moesaic.plan.sheet import Interval
 
 DAYS = 365.0
-NODE = 8  # devices that leave together
+NODE = Faults().node  # devices that leave together
 
 
 @dataclass(frozen=True)

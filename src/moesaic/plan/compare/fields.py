@@ -119,6 +119,15 @@ class Fields:
             raise self._wrong(key, value, f"write a table [{key}], or false")
         return value
 
+    def tables(self, key: str) -> list[Mapping[str, Any]]:
+        """An array of tables, empty where there is none."""
+        value = self._take(key)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            raise self._wrong(key, value, f"write tables, each under [[{key}]]")
+        return value
+
     def refused(self, key: str) -> bool:
         """Whether the table `key` is given as `false`."""
         return self._table.get(key) is False

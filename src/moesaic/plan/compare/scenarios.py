@@ -121,10 +121,9 @@ def scenarios_of(tree: Mapping[str, Any], where: str) -> list[Scenario]:
     scenario's own tables change single keys, and `serving = false` leaves that part out. Raises PlanError."""
     top = Fields(tree, f"{where}: ")
     shared = {key: top.table(key) or {} for key in ("training", "serving", "money")}
-    entries = tree.get("scenarios")
-    top._known.append("scenarios")
+    entries = top.tables("scenarios")
     top.done()
-    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
+    if not entries:
         raise PlanError(f"{where}: no scenarios; write at least one [[scenarios]] table with name, hardware, mode")
     if len(entries) > LARGEST_SCENARIOS:
         raise PlanError(f"{where}: {len(entries)} scenarios; compare at most {LARGEST_SCENARIOS} at once")

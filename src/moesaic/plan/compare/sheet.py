@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moesaic.plan.compare.apart import take_apart
 from moesaic.plan.compare.choose import Choice, Priced, Swing, tornado
 from moesaic.plan.compare.money import break_even_months, break_even_share
 from moesaic.plan.compare.uncertainty import Numbers, quantiles
@@ -13,7 +14,7 @@ from moesaic.plan.sheet import Chart, Interval, Sheet, Value
 def comparison_sheet(priced: Sequence[Priced], chosen: Sequence[Choice], shown: Priced, title: str) -> Sheet:
     """Everything that `moesaic plan compare` says; `shown` is the scenario taken apart."""
     sheet = Sheet(title)
-    _figures(sheet, shown)
+    take_apart(sheet, shown)
     sheet.table("scenarios", "Scenarios", [_row(p) for p in priced])
     sheet.table("recommended", "Which to take", [_choice(c) for c in chosen])
     if any(p.case.run for p in priced):
@@ -37,10 +38,9 @@ def _known(values: Numbers, scale: float = 1.0) -> Interval | None:
 
 def _row(p: Priced) -> dict[str, Value]:
     s, c = p.case.scenario, p.sampled
-    serves = p.case.cluster is not None
     return {
         "scenario": p.name,
-        "devices": f"{s.count:,} x {s.device.name}" if s.count else s.device.name,
+        "hardware": f"{s.count:,} x {s.device.name}" if s.count else s.device.name,
         "mode": s.mode,
         "days": _known(c.days),
         "run_million_usd": _known(c.run, 1e6),
@@ -48,10 +48,9 @@ def _row(p: Priced) -> dict[str, Value]:
         "clusters": _known(c.clusters),
         "meets_latency": bool(p.middle.capacity.meets[0]) if p.middle.capacity else None,
         "megawatts": _known(c.megawatts),
-        "capex_million_usd": _known(c.capex, 1e6),
+        "capex_million_usd": _known(c.capex, 1e6) if s.mode == "buy" else None,
         "opex_million_usd_per_year": _known(c.opex, 1e6),
         "million_usd_per_year": _known(c.per_year, 1e6),
-        "latency_chance_share": float(np.mean(c.capacity.meets)) if serves and c.capacity else None,
         "obstacle": p.obstacle or None,
         "fits": not p.obstacle,
     }
@@ -167,83 +166,6 @@ def _swing(s: Swing) -> dict[str, Value]:
     }
 
 
-def _figures(sheet: Sheet, p: Priced) -> None:
-    """One scenario with its formulas."""
-    case, c, m = p.case, p.sampled, p.middle
-    s = case.scenario
-    head = s.name
-    mid = {key: i.interval.p50 for key, i in case.inputs.items()}
-    name = s.device.name
-    if run := case.run:
-        inputs = {
-            "tokens": run.tokens,
-            "devices": run.devices,
-            "mfu": mid[f"mfu.{name}"],
-            "goodput": float(m.goodput[0]),
-        }
-        formula = "6 x active parameters x tokens / (devices x peak x MFU x goodput)"
-        sheet.add(head, "days", "training", quantiles(c.days), "days", formula, **inputs)
-        if s.mode == "rent":
-            assert case.rent
-            formula = "devices x 24 x days x rent + storage x rent of storage x months"
-            price = {"rent": case.rent.interval.p50, "storage_tb": case.storage_tb}
-            sheet.add(head, "run_usd", "a training run", quantiles(c.run), "$", formula, devices=run.devices, **price)
-        else:
-            formula = "(amortisation + power + hall + operation of the training machine) x days / 365 / busy share"
-            assert m.training
-            sheet.add(
-                head, "run_usd", "a training run", quantiles(c.run), "$", formula, busy_share=mid["busy"],
-                machine_usd_per_year=float(m.training.per_year[0]),
-            )  # fmt: skip
-    if case.cluster and m.capacity:
-        g = case.cluster.given
-        sheet.add(
-            head, "requests_per_s_of_a_cluster", "a cluster serves", float(m.capacity.requests_per_s[0]), "requests/s",
-            "most over the loads at which time to first token and between tokens keep their targets: "
-            "sequences / (first token + (output - 1) x time between tokens)",
-            sequences=int(m.capacity.sequences[0]), first_token_s=float(m.capacity.first_s[0]),
-            token_s=float(m.capacity.token_s[0]), ttft_s=g.ttft_s, tpot_ms=g.tpot_ms,
-        )  # fmt: skip
-        sheet.add(
-            head, "clusters", "clusters", quantiles(c.clusters), f"of {case.cluster.model.devices} devices",
-            "ceil(requests/s x peak over mean / requests/s of a cluster)", requests_per_s=mid["demand"],
-            peak_over_mean=g.peak_over_mean,
-        )  # fmt: skip
-        sheet.add(
-            head, "usd_per_1m_tokens", "tokens served", quantiles(c.million_tokens), "$ per 1M tokens",
-            "dollars a year of all clusters / (requests a year x (prompt + output))", prompt=g.prompt, output=g.output,
-            served_usd_per_year=float(m.served[0]),
-        )  # fmt: skip
-    sheet.add(
-        head, "megawatts", "power", quantiles(c.megawatts), "MW",
-        "devices x (draw share x device watts + share of its host) x PUE", draw_share=s.money.draw_share,
-        watts=s.device.watts, host_watts=s.device.host_watts, pue=mid["pue"],
-    )  # fmt: skip
-    bought: dict[str, Value] = {"mode": s.mode}
-    if s.mode == "buy" and case.purchase:
-        bought |= {"device_usd": case.purchase.interval.p50, "network_usd": mid["network"], "spares": case.spare_share}
-        bought |= {"storage_tb": case.storage_tb, "usd_per_tb": mid["storage_bought"]}
-    sheet.add(
-        head, "capex_usd", "up front", quantiles(c.capex), "$",
-        "devices x (1 + spares) x (price + network) + storage x price of storage; 0 where rented", **bought,
-    )  # fmt: skip
-    how: dict[str, Value] = {"mode": s.mode}
-    if s.mode == "buy":
-        parts = [o for o in (m.training, m.serving) if o]
-        how |= {k: sum(float(getattr(o, k)[0]) for o in parts) for k in ("energy", "hall", "operation", "amortisation")}
-    sheet.add(
-        head, "opex_usd_per_year", "running cost", quantiles(c.opex), "$ a year",
-        "bought: MW x 8,760 h x price of power + kW x rent of the hall x 12 + operation share x capex; "
-        "rented: the rent", **how,
-    )  # fmt: skip
-    sheet.add(
-        head, "usd_per_year", "all in all", quantiles(c.per_year), "$ a year",
-        "runs a year x a training run + serving; what is bought is amortised in a straight line",
-        runs_per_year=case.run.given.runs_per_year if case.run else 0, residual_share=s.money.residual_share,
-        interest=s.money.interest_per_year, years=mid.get("years"),
-    )  # fmt: skip
-
-
 def _charts(sheet: Sheet, priced: Sequence[Priced], shown: Priced, base: float, found: Sequence[Swing]) -> None:
     if found:
         sheet.chart(
@@ -316,6 +238,9 @@ def _notes(sheet: Sheet, priced: Sequence[Priced], chosen: Sequence[Choice], fou
                 f"{p.name}: {run.given.claimed_days:g} days would imply {100 * implied:.0f} % MFU over the run, {word} "
                 f"the {100 * likely.p10:.0f} to {100 * likely.p90:.0f} % of this plan."
             )
+        if run and run.devices < (p.case.scenario.count or 0):
+            spare = (p.case.scenario.count or 0) - run.devices
+            sheet.note(f"{p.name}: {spare} devices are left over by the layout and not charged.")
         if run and run.found is None:
             sheet.note(f"{p.name}: MFU is given, so neither layout nor memory is checked.")
     work = {(p.case.scenario.training and _work(p)) for p in priced}
