@@ -94,3 +94,26 @@ def test_the_chosen_cluster_serves_more_for_each_device_than_the_described_one(n
 
     assert each(free) >= each(fixed)
     assert free.given.requests_per_s == DEMAND
+
+
+def test_the_first_token_binds_too(described: Cluster) -> None:
+    """Half the time that the planned load takes to its first token leaves fewer requests, or none."""
+    free = described.capacity(ONE, ONE)
+    cap = float(np.sqrt(described.first_s[0] * free.first_s[0]))  # between one sequence's and the planned load's
+    bound = replace(described, given=replace(DESCRIBED, ttft_s=cap)).capacity(ONE, ONE)
+    assert bound.meets[0]
+    assert bound.first_s[0] <= cap < free.first_s[0]
+    assert bound.requests_per_s[0] < free.requests_per_s[0]
+    hopeless = replace(described, given=replace(DESCRIBED, ttft_s=float(described.first_s[0]) / 2))
+    assert not hopeless.capacity(ONE, ONE).meets[0]
+
+
+def test_the_chosen_cluster_is_the_best_of_some_tried_by_hand() -> None:
+    free = serving_cluster(replace(DESCRIBED, layout=()), device("h100"))
+
+    def each(found: Cluster) -> float:
+        return float(found.capacity(ONE, ONE).requests_per_s[0]) / found.model.devices
+
+    for layout in ((8, 3, 1, 1), (4, 1, 16, 16), (2, 2, 16, 16), (8, 1, 8, 16), (4, 2, 8, 16), (2, 3, 16, 16)):
+        tried = tuple(zip(("tp", "pp", "dp", "ep"), layout, strict=True))
+        assert each(free) >= each(serving_cluster(replace(DESCRIBED, layout=tried), device("h100")))
