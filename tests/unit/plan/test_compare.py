@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from moesaic.cli import app
 from moesaic.errors import PlanError
 from moesaic.plan.compare import compare_plan
-from moesaic.plan.compare.choose import price_all, tornado
+from moesaic.plan.compare.choose import price_all, tornado, turning
 from moesaic.plan.compare.evaluate import Case, case
 from moesaic.plan.compare.scenarios import read_scenarios
 from moesaic.plan.compare.uncertainty import Z90, quantiles
@@ -239,6 +239,7 @@ def test_what_wins_turns_where_the_tornado_says(write: Any) -> None:
     _, swings = tornado(found[0], found)
     (price,) = [s for s in swings if s.input.key == "rent.h100"]
     assert (price.cheapest_low, price.cheapest_high) == ("H100", "A100")
+    assert [(i.key, low, high) for i, low, high in turning(found[1], found)] == [("rent.h100", "H100", "A100")]
 
 
 def test_scenarios_share_their_draws(write: Any) -> None:

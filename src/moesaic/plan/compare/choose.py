@@ -84,11 +84,10 @@ class Choice:
             return "the only one that can be taken"
         if self.tied:
             return f"as good as {', '.join(self.tied)}, and costs least a year"
-        factor = self.next_value / self.value if self.value else float("inf")
-        said = (
-            f"{factor:.2f} x less than {self.next.name}" if np.isfinite(factor) else f"nothing, unlike {self.next.name}"
-        )
-        return f"{said}; holds in {100 * self.chance:.0f} % of the draws"
+        if not self.value:
+            return f"nothing, unlike {self.next.name}; holds in {100 * self.chance:.0f} % of the draws"
+        times = self.next_value / self.value
+        return f"{self.next.name} comes to {times:.2f} times that; holds in {100 * self.chance:.0f} % of the draws"
 
 
 def choices(priced: Sequence[Priced]) -> list[Choice]:
@@ -132,10 +131,8 @@ class Swing:
 def tornado(drawn: Priced, priced: Sequence[Priced]) -> tuple[float, list[Swing]]:
     """Dollars a year of `drawn` at the medians, and the swing of each input that moves it, the widest first."""
     moved, z = swings(drawn.case.inputs)
-    rivals = [p for p in priced if not p.obstacle and p.case.parts == drawn.case.parts] or [drawn]
-    own = drawn.case.costs(z).per_year
-    all_costs = np.array(np.broadcast_arrays(own, *(_moved(p.case, z) for p in rivals)))[1:]  # [rivals, moves]
-    names = [rivals[int(i)].name for i in np.argmin(all_costs, axis=0)]
+    own = np.broadcast_to(drawn.case.costs(z).per_year, 1 + 2 * len(moved))
+    names = _cheapest(rivals(drawn, priced), z)
     found = [
         Swing(drawn.case.inputs[key], float(own[low]), float(own[low + 1]), names[low], names[low + 1])
         for key, low in zip(moved, range(1, 2 * len(moved), 2), strict=True)
@@ -144,5 +141,27 @@ def tornado(drawn: Priced, priced: Sequence[Priced]) -> tuple[float, list[Swing]
     return float(own[0]), sorted(found, key=lambda s: -s.size)
 
 
-def _moved(case: Case, z: Mapping[str, Numbers]) -> Numbers:
-    return np.asarray(case.costs(z).per_year)
+def turning(best: Priced, priced: Sequence[Priced]) -> list[tuple[Input, str, str]]:
+    """Every input of any rival that alone makes another one cheapest, with the cheapest at its p10 and at its p90."""
+    able = rivals(best, priced)
+    inputs: dict[str, Input] = {}
+    for p in able:
+        for key, one in p.case.inputs.items():
+            if key not in inputs or inputs[key].certain:
+                inputs[key] = one
+    moved, z = swings(inputs)
+    names = _cheapest(able, z)
+    found = zip(moved, names[1::2], names[2::2], strict=True)
+    return [(inputs[key], low, high) for key, low, high in found if {low, high} != {names[0]}]
+
+
+def rivals(p: Priced, priced: Sequence[Priced]) -> list[Priced]:
+    """Scenarios that do the same kinds of work and can be taken; `p` alone where there is none."""
+    return [other for other in priced if not other.obstacle and other.case.parts == p.case.parts] or [p]
+
+
+def _cheapest(able: Sequence[Priced], z: Mapping[str, Numbers]) -> list[str]:
+    """The scenario that costs least a year at each position of `z`."""
+    n = len(next(iter(z.values())))
+    costs = np.array([np.broadcast_to(p.case.costs(z).per_year, n) for p in able])  # [scenarios, n]
+    return [able[int(i)].name for i in np.argmin(costs, axis=0)]

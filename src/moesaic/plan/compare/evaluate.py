@@ -261,10 +261,10 @@ def _case(s: Scenario, prices: Prices) -> Case:
     if cluster:
         engine = f"engine {cluster.given.engine}: spread of its residuals"
         for key, label, sigma in (
-            (f"decode.{name}", f"time per token over its median, {name}", cluster.sigma_token),
-            (f"first_token.{name}", f"time to first token over its median, {name}", cluster.sigma_first),
+            (f"decode.{name}", f"decode time, {name}", cluster.sigma_token),
+            (f"first_token.{name}", f"first-token time, {name}", cluster.sigma_first),
         ):
-            inputs.append(Input(key, label, "", around(1.0, sigma), engine))
+            inputs.append(Input(key, label, "of its median", around(1.0, sigma), engine))
         inputs.append(Input("demand", "requests", "1/s", cluster.given.requests_per_s, "given"))
     paid = purchase if buys else rent
     assert paid

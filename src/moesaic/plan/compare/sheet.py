@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moesaic.plan.compare.apart import take_apart
-from moesaic.plan.compare.choose import Choice, Priced, Swing, tornado
+from moesaic.plan.compare.choose import Choice, Priced, Swing, tornado, turning
 from moesaic.plan.compare.money import break_even_months, break_even_share
 from moesaic.plan.compare.uncertainty import Numbers, quantiles
 from moesaic.plan.sheet import Chart, Interval, Sheet, Value
@@ -27,7 +27,7 @@ def comparison_sheet(priced: Sequence[Priced], chosen: Sequence[Choice], shown: 
     base, found = tornado(shown, priced)
     sheet.table("tornado", f"What the dollars a year of {shown.name} hang on", [_swing(s) for s in found])
     _charts(sheet, priced, shown, base, found)
-    _notes(sheet, priced, chosen, found)
+    _notes(sheet, priced, chosen)
     return sheet
 
 
@@ -215,16 +215,14 @@ def _used(p: Priced) -> float:
     return float(p.case.run.given.runs_per_year * p.middle.run[0] / p.middle.training.per_year[0])
 
 
-def _notes(sheet: Sheet, priced: Sequence[Priced], chosen: Sequence[Choice], found: Sequence[Swing]) -> None:
+def _notes(sheet: Sheet, priced: Sequence[Priced], chosen: Sequence[Choice]) -> None:
     for c in chosen:
         if c.aim.key == "least_per_year":
-            turned = [s for s in found if {s.cheapest_low, s.cheapest_high} != {c.best.name}]
-            words = "; ".join(
-                f"{s.input.label} ({' at p10, '.join([s.cheapest_low, s.cheapest_high])} at p90)" for s in turned[:4]
-            )
+            turned = turning(c.best, priced)
+            words = "; ".join(f"{one.label} ({low} at p10, {high} at p90)" for one, low, high in turned[:4])
             sheet.note(
                 f"{c.best.name} costs least a year: {c.reason}. "
-                + (f"One input alone can turn that: {words}." if turned else "No single input of it turns that.")
+                + (f"One input alone can turn that: {words}." if turned else "No input alone turns that.")
             )
     for p in priced:
         if p.obstacle:
