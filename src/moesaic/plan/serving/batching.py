@@ -105,8 +105,9 @@ class ReplicaTimer:
     ) -> Load:
         """The steady state of `concurrency` clients that each ask again as soon as they are answered.
 
-        A request waits for the prompts before it: at random arrivals rho / (2 (1 - rho)) of a prompt's time (M/D/1),
-        or, when all clients start `together` as benchmarks do, a fitted share of half the others' prompts.
+        A request waits for the prompts before it, as many as the others have on average before their first token
+        (Schweitzer's approximation of mean value analysis), the one at work half done. When all clients start
+        `together`, as benchmarks do, a fitted share of half the others' prompts comes on top.
         """
         concurrency, prompt, output = np.broadcast_arrays(
             *(np.asarray(x, float) for x in (concurrency, prompt, output))
@@ -119,13 +120,13 @@ class ReplicaTimer:
             # While a request makes one token, others finish and start: decoding / output prompts for each step.
             starting = decoding / output
             taken, alone = self.prompt(prompt, decoding, context, chunk, starting / self.model.pp)
-            token = step + np.maximum(decoding - self.model.dp, 0) / output * taken
+            others = (concurrency - 1) / concurrency
+            token = step + others * starting * taken
+            ahead = others * (concurrency - decoding)
+            wait = np.maximum(ahead - starting * taken / token / 2, 0) * taken
             if together:
                 packed, _ = self.prompt(prompt, decoding, context, chunk, concurrency)
-                wait = self.burst * np.maximum(concurrency - 1, 0) / 2 * packed
-            else:
-                share = np.minimum(starting * taken / token, 0.99)
-                wait = share / (2 * (1 - share)) * taken
+                wait = wait + self.burst * np.maximum(concurrency - 1, 0) / 2 * packed
             first = self.engine.request_s + alone + wait + step / self.model.pp / 2
             stay = first + (output - 1) * token
             new = concurrency * (output - 1) * token / stay

@@ -156,7 +156,7 @@ def with_spreads(values: Mapping[str, float], found: Sequence[Case], r: Numbers)
     sure = np.array([not c.unsure for c in found])
     for partition, key in (("decode", "sigma_decode"), ("first token", "sigma_first")):
         here = sure & np.array([c.partition == partition for c in found])
-        common = np.quantile(np.abs(r[here]), 0.8) / Z90
+        common = np.quantile(np.abs(r[here]), 0.8) / Z90 if here.any() else 0.0
         for engine in MIXED:
             mine = here & np.array([c.engine == engine for c in found])
             n = int(mine.sum())
