@@ -67,10 +67,10 @@ def serve(
     model = replica(shape, hard, tp=tp, pp=pp, dp=dp, ep=ep, weights=weights, kv=kv)
     gpus = gpus or model.devices
     if gpus % model.devices:
-        below = gpus // model.devices * model.devices
+        below = max(gpus // model.devices, 1) * model.devices
         raise PlanError(
             f"{gpus} devices are no multiple of tp {tp} x pp {pp} x dp {dp} = {model.devices}; "
-            f"use {below or model.devices} or {below + model.devices}"
+            f"use {below} or {below + model.devices}"
         )
     length = _tokens(context) if context else shape.context
     prompt, output = _mix(mix)

@@ -58,11 +58,19 @@ class ReplicaTimer:
             return np.zeros_like(tokens)
         return self._alpha + tokens * self.model.shape.d_model * 2.0 / self.model.tp / self._hop
 
-    def turn(self, sequences: Numbers, context: Numbers, prompt: Numbers, before: Numbers, each: int = 1) -> Numbers:
-        """Seconds of one turn: the slowest stage on one micro-batch, and the hand-over. Counts per attention copy."""
-        times = [t.run(sequences, context, prompt, before, each).seconds for t in self._kinds.values()]
+    def turn(
+        self,
+        sequences: Numbers,
+        context: Numbers,
+        prompt: Numbers,
+        before: Numbers,
+        each: int = 1,
+        prompts: Numbers | float = 1.0,
+    ) -> Numbers:
+        """Seconds of one turn: the slowest stage on one micro-batch, and the hand-over. Arguments as of `run`."""
+        times = [t.run(sequences, context, prompt, before, each, prompts).seconds for t in self._kinds.values()]
         slowest: Numbers = np.max(times, axis=0)
-        return slowest + self._hop_s(sequences * each + prompt)
+        return slowest + self._hop_s(sequences * each + prompts * prompt)
 
     def step(self, decoding: Numbers, context: Numbers, each: int = 1) -> Numbers:
         """Seconds of one decode step of all `decoding` sequences of the replica: `pp` turns. `each` as in `run`."""
@@ -70,31 +78,36 @@ class ReplicaTimer:
         micro = np.maximum(decoding / (m.pp * m.dp), 1.0)
         return m.pp * self.turn(micro, context, zero, zero, each)
 
-    def prompt(self, tokens: Numbers, decoding: Numbers, context: Numbers, chunk: float) -> tuple[Numbers, Numbers]:
+    def prompt(
+        self, tokens: Numbers, decoding: Numbers, context: Numbers, chunk: float, waiting: Numbers
+    ) -> tuple[Numbers, Numbers]:
         """Seconds that one prompt takes from the machine (its turns), and from its start to its first token.
 
-        A prompt is cut into equal chunks of at most `chunk` tokens. In a mixed engine decoding sequences ride along and
-        only the added time counts.
+        A long prompt is cut into equal chunks of at most `chunk` tokens; short ones share a pass of at most `chunk`
+        tokens when several are `waiting` on the replica. In a mixed engine decoding sequences ride along and only the
+        added time counts.
         """
         m, zero = self.model, np.zeros(1)
         chunks = np.ceil(tokens / chunk)
         size = tokens / chunks
         before = (tokens - size) / 2  # on average over the chunks
+        joined = np.clip(waiting / m.dp, 1.0, np.maximum(chunk / tokens, 1.0))
         if self.engine.mixed:
-            each = decoding / (m.pp * m.dp)
-            whole = self.turn(each, context, size, before)
-            added = np.maximum(whole - self.turn(np.maximum(each, 1e-9), context, zero, zero), 0)
+            micro = decoding / (m.pp * m.dp)
+            whole = self.turn(micro, context, size, before, prompts=joined)
+            added = np.maximum(whole - self.turn(np.maximum(micro, 1e-9), context, zero, zero), 0)
         else:
-            whole = added = self.turn(zero, zero, size, before)
-        return chunks * added / m.dp, (chunks + m.pp - 1) * whole
+            whole = added = self.turn(zero, zero, size, before, prompts=joined)
+        return chunks * added / joined / m.dp, (chunks + m.pp - 1) * whole
 
     def closed(
         self, concurrency: Numbers, prompt: Numbers, output: Numbers, chunk: float = 8192, together: bool = False
     ) -> Load:
         """The steady state of `concurrency` clients that each ask again as soon as they are answered.
 
-        A request waits for the prompts before it: at random arrivals rho / (2 (1 - rho)) of a prompt's time (M/D/1),
-        or, when all clients start `together` as benchmarks do, a fitted share of half the others' prompts.
+        A request waits for the prompts before it, as many as the others have on average before their first token
+        (Schweitzer's approximation of mean value analysis), the one at work half done; or, when all clients start
+        `together` as benchmarks do, for a fitted share of half the others' prompts.
         """
         concurrency, prompt, output = np.broadcast_arrays(
             *(np.asarray(x, float) for x in (concurrency, prompt, output))
@@ -104,14 +117,15 @@ class ReplicaTimer:
         step = token = first = np.zeros_like(decoding)
         for _ in range(ITERATIONS):
             step = self.step(decoding, context)
-            taken, alone = self.prompt(prompt, decoding, context, chunk)
             # While a request makes one token, others finish and start: decoding / output prompts for each step.
-            token = step + np.maximum(decoding - self.model.dp, 0) / output * taken
+            starting = decoding / output
+            taken, alone = self.prompt(prompt, decoding, context, chunk, starting / self.model.pp)
+            others = (concurrency - 1) / concurrency
+            token = step + others * starting * taken
+            ahead = np.maximum(others * (concurrency - decoding) - starting * taken / token / 2, 0)
             if together:
-                wait = self.burst * np.maximum(concurrency - 1, 0) / 2 * taken
-            else:
-                share = np.minimum(decoding / output * taken / token, 0.99)
-                wait = share / (2 * (1 - share)) * taken
+                ahead = self.burst * np.maximum(concurrency - 1, 0) / 2
+            wait = ahead * taken
             first = self.engine.request_s + alone + wait + step / self.model.pp / 2
             stay = first + (output - 1) * token
             new = concurrency * (output - 1) * token / stay
@@ -152,6 +166,6 @@ class ReplicaTimer:
         per_pass = np.maximum(np.floor(chunk / prompt), 1)
         passes = np.ceil(each / per_pass)
         size = each / passes
-        times = [t.prompts(size, prompt).seconds for t in self._kinds.values()]
-        prefill = (passes + m.pp - 1) * (np.max(times, axis=0) + self._hop_s(size * prompt))
+        zero = np.zeros(1)
+        prefill = (passes + m.pp - 1) * self.turn(zero, zero, prompt, zero, prompts=size)
         return prefill, (output - 1) * self.step(batch, prompt + output / 2)

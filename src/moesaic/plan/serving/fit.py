@@ -2,8 +2,8 @@
 
     python -m moesaic.plan.serving.fit published_measurements.csv > profile.toml
 
-Needs scipy (the `dev` extra). Residuals are logarithms of predicted over published; a row far off counts less (Cauchy
-loss), a constant far from its prior counts too. No constant belongs to a row or to a model.
+Needs scipy (the `dev` extra) and about five minutes. Residuals are logarithms of predicted over published; a row far
+off counts less (Cauchy loss), a constant far from its prior counts too. No constant belongs to a row or to a model.
 """
 
 import csv
@@ -17,7 +17,7 @@ import numpy as np
 
 from moesaic.plan.serving.profile import Profile, from_table
 from moesaic.plan.serving.roofline import Numbers
-from moesaic.plan.serving.rows import Case, cases, predict_both
+from moesaic.plan.serving.rows import Z90, Case, cases, predict_both
 
 SPREAD = {"decode": 0.10, "first token": 0.20}  # what a good prediction misses by; the scale of the loss
 UNSURE = 0.3  # weight of rows that may have used multi-token prediction
@@ -102,7 +102,9 @@ def weights(found: Sequence[Case]) -> Numbers:
     return np.array([(UNSURE if c.unsure else 1.0) / SPREAD[c.partition] for c in found])
 
 
-def fit(found: Sequence[Case], log: Callable[[str], None] = lambda _: None) -> dict[str, float]:
+def fit(
+    found: Sequence[Case], start: Mapping[str, float] | None = None, log: Callable[[str], None] = lambda _: None
+) -> dict[str, float]:
     """Constants by key that minimise the robust residuals of the comparable cases in `found`."""
     from scipy.optimize import least_squares
 
@@ -119,26 +121,47 @@ def fit(found: Sequence[Case], log: Callable[[str], None] = lambda _: None) -> d
         log(f"{np.sum(robust**2):.2f}")
         return np.concatenate([robust, (x - middle) / spread])
 
-    start = np.minimum(middle, high - 0.01)
+    first = middle if start is None else np.log([start[k] for k in keys])
+    first = np.minimum(first, high - 0.01)
+    no_floor = np.full_like(high, -np.inf)
     found_at = least_squares(
-        distance, start, bounds=(np.full_like(high, -np.inf), high), diff_step=1e-3, ftol=1e-3, xtol=1e-4, max_nfev=12
+        distance,
+        first,
+        bounds=(no_floor, high),
+        diff_step=1e-3,
+        ftol=1e-3,
+        xtol=1e-4,
+        max_nfev=12 if start is None else 4,
     )
     return dict(zip(keys, np.exp(found_at.x).tolist(), strict=True))
 
 
-def with_spreads(values: Mapping[str, float], found: Sequence[Case]) -> dict[str, float]:
-    """The constants and, for each engine, the spread of its residuals (clipped at a factor of two)."""
+def held_out(
+    found: Sequence[Case], values: Mapping[str, float], log: Callable[[str], None] = lambda _: None
+) -> Numbers:
+    """Residuals of each case under constants that were fitted without any case of its model."""
+    out = np.zeros(len(found))
+    for name in sorted({c.name for c in found}):
+        rest = fit([c for c in found if c.name != name], values)
+        mine = [i for i, c in enumerate(found) if c.name == name]
+        out[mine] = residuals([found[i] for i in mine], from_table(table_of(rest)))
+        log(f"without {name}: {len(mine)} cases, median error {np.median(np.abs(np.expm1(out[mine]))):.1%}")
+    return out
+
+
+def with_spreads(values: Mapping[str, float], found: Sequence[Case], r: Numbers) -> dict[str, float]:
+    """The constants and, for each engine, the spread of the residuals `r`: such that 80 % of them lie within its p10 to
+    p90, mixed with that of all engines as if it had ten cases more."""
     out = dict(values)
-    r = residuals(found, from_table(table_of(values)))
-    for engine in MIXED:
-        for partition, key in (("decode", "sigma_decode"), ("first token", "sigma_first")):
-            mine = [
-                x
-                for x, c in zip(r, found, strict=True)
-                if c.engine == engine and c.partition == partition and not c.unsure
-            ]
-            clipped = np.clip(mine, -np.log(2), np.log(2))
-            out[f"engine.{engine}.{key}"] = float(np.sqrt(np.sum(clipped**2) / max(len(mine) - 2, 1)))
+    sure = np.array([not c.unsure for c in found])
+    for partition, key in (("decode", "sigma_decode"), ("first token", "sigma_first")):
+        here = sure & np.array([c.partition == partition for c in found])
+        common = np.quantile(np.abs(r[here]), 0.8) / Z90 if here.any() else 0.0
+        for engine in MIXED:
+            mine = here & np.array([c.engine == engine for c in found])
+            n = int(mine.sum())
+            own = np.quantile(np.abs(r[mine]), 0.8) / Z90 if n else common
+            out[f"engine.{engine}.{key}"] = float((n * own + 10 * common) / (n + 10))
     return out
 
 
@@ -148,7 +171,12 @@ def main(path: str) -> None:
 
     with Path(path).open(encoding="utf-8", newline="") as file:
         found = [c for c in cases(list(csv.DictReader(file)), shape_for_row) if c.comparable and c.split == "fit"]
-    print_profile(with_spreads(fit(found, lambda t: print(t, file=sys.stderr)), found), found)
+
+    def log(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    values = fit(found, log=log)
+    print_profile(with_spreads(values, found, held_out(found, values, log)), found)
 
 
 def print_profile(values: Mapping[str, float], found: Sequence[Case]) -> None:
@@ -158,6 +186,7 @@ def print_profile(values: Mapping[str, float], found: Sequence[Case]) -> None:
     print(f"# Fitted on {datetime.date.today().isoformat()} to {n['decode']} decode and {n['first token']} first-token")
     print("# measurements (the `fit` rows of published_measurements.csv with layout, load and lengths) by")
     print("#   python -m moesaic.plan.serving.fit published_measurements.csv > profile.toml")
+    print("# Spreads are those of models held out of the fit, one at a time.")
     print("# Meanings, units and priors: profile.py and fit.py. Shares of nominal figures, seconds, multipliers.")
 
     def section(title: str, entries: Mapping[str, Any]) -> None:

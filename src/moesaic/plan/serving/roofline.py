@@ -5,6 +5,8 @@ attention) takes a soft maximum of its memory and arithmetic time, and to these 
 """
 
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,25 +35,31 @@ class Pass:
         return self.products + self.experts + self.attention + self.collectives + self.fixed
 
 
+@cache
+def above_mean(groups: int) -> float:
+    """Expected maximum of `groups` standard normal numbers (Blom 1958), 0 for one."""
+    return NormalDist().inv_cdf((groups - 0.375) / (groups + 0.25)) if groups > 1 else 0.0
+
+
 def touched(experts: float, top_k: float, tokens: Numbers, groups: int = 1) -> Numbers:
     """Experts of one group out of `groups` that at least one of `tokens` visits, on the busiest group.
 
-    E (1 - (1 - k/E)^B) on average over random routing; with several groups the busiest lies sqrt(2 ln groups)
-    standard deviations above its mean, and no group holds more than E/groups.
+    E (1 - (1 - k/E)^B) on average over random routing; with several groups the busiest lies `above_mean`
+    standard deviations over its mean, and no group holds more than E/groups.
     """
     share = 1 - (1 - top_k / experts) ** tokens
     mean: Numbers = experts / groups * share
     if groups == 1:
         return mean
-    above = np.sqrt(2 * np.log(groups) * mean * (1 - share))
+    above = above_mean(groups) * np.sqrt(mean * (1 - share))
     most: Numbers = np.minimum(experts / groups, np.maximum(top_k * tokens, mean))
     return np.asarray(np.minimum(mean + above, most))
 
 
 def busiest_load(top_k: float, tokens: Numbers, groups: int) -> Numbers:
-    """Token visits on the busiest of `groups`: the mean and sqrt(2 ln groups) standard deviations (balls in bins)."""
+    """Token visits on the busiest of `groups`: the mean and `above_mean` standard deviations (balls in bins)."""
     mean = top_k * tokens / groups
-    return mean if groups == 1 else np.minimum(mean + np.sqrt(2 * np.log(groups) * mean), top_k * tokens)
+    return mean if groups == 1 else np.minimum(mean + above_mean(groups) * np.sqrt(mean), top_k * tokens)
 
 
 class StageTimer:
@@ -99,16 +107,24 @@ class StageTimer:
             total = total + w.sparse * (2 * self._alpha * np.log2(ranks) + sent * width / self._link(ranks))
         return total
 
-    def run(self, sequences: Numbers, context: Numbers, prompt: Numbers, before: Numbers, each: int = 1) -> Pass:
-        """One pass in which `sequences` decode at `context` cached tokens, beside `prompt` prompt tokens that follow
-        `before` cached ones. `each` tokens of a sequence are computed together: 1, or drafts + 1 when they are checked.
-        All are counts per attention copy and broadcast together."""
+    def run(
+        self,
+        sequences: Numbers,
+        context: Numbers,
+        prompt: Numbers,
+        before: Numbers,
+        each: int = 1,
+        prompts: Numbers | float = 1.0,
+    ) -> Pass:
+        """One pass in which `sequences` decode at `context` cached tokens beside `prompts` prompts, each with `prompt`
+        tokens that follow `before` cached ones. `each` tokens of a sequence are computed together: 1, or drafts + 1
+        when they are checked. All are counts per attention copy and broadcast together."""
         w, m, c = self.work, self.model, self.constants
-        sequences, context, prompt, before = np.broadcast_arrays(
-            *(np.asarray(x, float) for x in (sequences, context, prompt, before))
+        sequences, context, prompt, before, prompts = np.broadcast_arrays(
+            *(np.asarray(x, float) for x in (sequences, context, prompt, before, prompts))
         )
-        tokens = sequences * each + prompt
-        logits = sequences * each + (prompt > 0)
+        tokens = sequences * each + prompts * prompt
+        logits = sequences * each + prompts * (prompt > 0)
         flops = w.other_flops * tokens
         products = self._join(
             np.full_like(tokens, w.other_bytes) / self._memory,
@@ -122,35 +138,30 @@ class StageTimer:
             load = busiest_load(m.shape.top_k, group, m.ep) * w.expert_flops * w.sparse
             rate = self._rate(w.expert_compute, w.expert_width) * c.expert_gemm
             experts = self._join(read / (self._memory * c.expert_hbm), load / rate)
-        attention = self._attention(sequences, context, prompt, before, each)
+        attention = self._decoding(sequences, context, each) + prompts * self._prompting(prompt, before)
         fixed = w.layers * c.layer_s + w.sparse * c.sparse_s + (w.layers * c.latent_s if m.shape.latent else 0.0)
         host = (c.step_s + sequences * m.dp * c.sequence_s) if self.stage.heads else np.zeros_like(tokens)
         return Pass(products, experts, attention, self._collectives(tokens), fixed * self.engine.overhead + host)
 
-    def _attention(self, sequences: Numbers, context: Numbers, prompt: Numbers, before: Numbers, each: int) -> Numbers:
+    def _decoding(self, sequences: Numbers, context: Numbers, each: int) -> Numbers:
+        """Attention of decoding sequences over their cache."""
         w, c = self.work, self.constants
         peak = self.model.device.peak("fp16") * c.attention
         seen = np.minimum(context, w.window)
         again = 1 + self.engine.regroup * (self.model.group - 1)
         read = again * sequences * (context * w.kv_bytes + seen * w.kv_window_bytes)
         scores = sequences * each * (context * w.score_flops + seen * w.score_window_flops)
-        decode = self._join(read / (self._memory * c.kv), scores / peak)
-        middle = before + prompt / 2  # a causal prompt token sees half of its own prompt on average
-        prompt_scores = prompt * (
-            middle * w.prompt_score_flops + np.minimum(middle, w.window) * w.prompt_score_window_flops
-        )
-        reread = before * (w.kv_bytes + w.kv_window_bytes) / (self._memory * c.kv)
-        return decode + self._join(reread, prompt_scores / peak)
+        return self._join(read / (self._memory * c.kv), scores / peak)
 
-    def prompts(self, count: Numbers, length: Numbers) -> Pass:
-        """One pass over `count` whole prompts of `length` tokens that do not see each other."""
-        zero = np.zeros(1)
-        one = self.run(zero, zero, count * length, zero)
+    def _prompting(self, prompt: Numbers, before: Numbers) -> Numbers:
+        """Attention of one prompt's tokens over each other and over what is cached before them."""
         w, c = self.work, self.constants
-        middle = length / 2
-        scores = middle * w.prompt_score_flops + np.minimum(middle, w.window) * w.prompt_score_window_flops
-        attention = count * length * scores / (self.model.device.peak("fp16") * c.attention)
-        return Pass(one.products, one.experts, attention, one.collectives, one.fixed)
+        peak = self.model.device.peak("fp16") * c.attention
+        middle = before + prompt / 2  # a causal prompt token sees half of its own prompt on average
+        seen = np.minimum(middle, w.window)
+        scores = prompt * (middle * w.prompt_score_flops + seen * w.prompt_score_window_flops)
+        reread = before * (w.kv_bytes + w.kv_window_bytes) / (self._memory * c.kv)
+        return self._join(reread, scores / peak)
 
     def bytes_read(self, sequences: Numbers, context: Numbers) -> Numbers:
         """Weights and cache that one decode step of the stage reads on one device, without repeated reads."""

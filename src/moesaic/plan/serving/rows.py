@@ -29,6 +29,7 @@ class Case:
     """One published number. `model` is None when the row does not say enough to price it."""
 
     id: str
+    name: str  # of the model, as published
     split: str
     partition: Literal["decode", "first token"]
     unit: str
@@ -113,10 +114,10 @@ def cases(rows: Sequence[Row], shape_for_row: Callable[[Row], Shape | None]) -> 
         partition: Literal["decode", "first token"] = "first token" if first else "decode"
         unsure = "(MTP) flag not" in row["notes"]
         scored = model is not None and not reason
-        base = (row["id"], row["split"], partition, row["unit"], float(row["value"]), model)
+        base = (row["id"], row["model"], row["split"], partition, row["unit"], float(row["value"]), model)
         out.append(Case(*base, *common, row["metric"], n, scored, reason, unsure))
         if note := re.search(r"TTFT ([\d.]+) ms", row["notes"]):
-            base = (f"{row['id']}:ttft", row["split"], "first token", "ms", float(note[1]), model)
+            base = (f"{row['id']}:ttft", row["model"], row["split"], "first token", "ms", float(note[1]), model)
             out.append(Case(*base, *common, "ttft", n, scored, reason, unsure))
     return out
 
@@ -141,9 +142,8 @@ def predict_both(case: Case, constants: Profile) -> tuple[float, float]:
         state = timer.closed(load, prompt, output, CHUNK, together=True)
         first, token = float(state.first_s[0]), float(state.token_s[0])
         rate = float(state.output_tokens_per_s(case.output)[0])
-    if case.unit == "ms":
-        return token * 1e3, first * 1e3
-    return rate / (case.devices if case.metric.endswith("per_gpu") else 1), first * 1e3
+    per = case.devices if case.metric.endswith("per_gpu") else 1
+    return token * 1e3 if case.unit == "ms" else rate / per, first * 1e3
 
 
 def validation_rows(path: Path, constants: Profile | None = None) -> list[Scored]:
