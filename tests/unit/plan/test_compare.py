@@ -210,6 +210,14 @@ def test_more_runs_than_a_year_has_days_bar_a_scenario(write: Any) -> None:
     assert "5 runs of" in str(row["obstacle"])
 
 
+def test_training_that_does_not_fit_bars_a_scenario(write: Any) -> None:
+    small = H100.replace("8_192", "16").replace("training = { run_mfu = [0.38, 0.43], claimed_days = 55 }\n", "")
+    sheet = compare_plan(write(TOP + small), samples=200)
+    (row,) = rows(sheet, "scenarios").values()
+    assert row["obstacle"] == "training does not fit the memory"
+    assert "H100 is not recommended for anything: training does not fit the memory." in sheet.notes
+
+
 def test_the_tornado_is_one_input_moved_at_a_time(write: Any) -> None:
     text = TOP + SERVE + H100.replace('"rent"', '"buy"') + A100
     bought, other = price_all(cases(write(text)), 200, 1)

@@ -135,7 +135,7 @@ def _looks(shape: Shape, on: Device, given: Serving) -> list[tuple[tuple[bool, f
                 continue
             loads = np.geomspace(1, fits, 12)
             timer = ReplicaTimer(model, profile(), given.engine)
-            taken, first = timer.prompt(prompt, loads, context, given.chunk)
+            taken, first = timer.prompt(prompt, loads, context, given.chunk, loads / output / pp)
             token = timer.step(loads, context) + np.maximum(loads - dp, 0) / output * taken
             rate = loads / (first + output * token) / model.devices
             ok = (token <= given.tpot_ms / 1e3) & (first <= given.ttft_s)

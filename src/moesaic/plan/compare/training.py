@@ -1,8 +1,7 @@
 """A training run of a scenario: its layout, its utilisation, its days under failures."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from itertools import product
+from functools import cached_property
 
 import numpy as np
 
@@ -10,20 +9,16 @@ from moesaic.errors import PlanError
 from moesaic.plan.compare.scenarios import Training
 from moesaic.plan.compare.uncertainty import Numbers
 from moesaic.plan.cost import days, implied_mfu
-from moesaic.plan.device import Device, device
-from moesaic.plan.estimate import Estimate, estimate
+from moesaic.plan.device import Device
+from moesaic.plan.estimate import Estimate
 from moesaic.plan.failures import Faults, outcome
 from moesaic.plan.flops import parameter_flops
 from moesaic.plan.goodput import STATE_BYTES, daly, goodput, mtti
-from moesaic.plan.job import Job
-from moesaic.plan.layouts import RECOMPUTE, Layouts, valid
-from moesaic.plan.memory import memory
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_source
 from moesaic.plan.sheet import Interval
 from moesaic.plan.stack import stack as read_stack
-from moesaic.plan.step import step_time
-from moesaic.plan.train import BATCH_TOKENS, MICRO_BATCHES, TOKENS_PER_PARAMETER, Wanted, answer, ask
+from moesaic.plan.train import Wanted, answer, ask
 from moesaic.recipe import Recipe
 
 RATE = Interval(2.34 / 1000 / 24 / 8, 419 / (54 * 24 * 16_384), 6.50 / 1000 / 24 / 8)
@@ -31,7 +26,6 @@ RATE = Interval(2.34 / 1000 / 24 / 8, 419 / (54 * 24 * 16_384), 6.50 / 1000 / 24
 Llama 3 (arXiv:2407.21783, sec. 3.3.4)."""
 
 DATA_BYTES = 4.0  # a token on disk
-DEEPEST = 32  # pipeline stages that are tried
 
 
 @dataclass(frozen=True)
@@ -130,12 +124,12 @@ def training_run(given: Training, on: Device, count: int) -> Run:
         assert mfu
         return Run(shape, on, count, given, float(tokens), mfu, given.run_mfu is not None, None)
     using = read_stack(given.stack)
-    if given.layout:
-        asked = ask(shape, recipe, on, using, wanted)
-        found = answer(asked)
-        return Run(shape, on, found.devices, given, asked.tokens, found.mfu, False, found)
-    tokens, found = _fastest(shape, on.name, using.name, _whole(wanted, recipe))
-    return Run(shape, on, found.devices, given, tokens, found.mfu, False, found)
+    # A recipe's layout is for its own devices: where the scenario gives none, every layout is open.
+    asked = (
+        ask(shape, recipe, on, using, wanted) if given.layout else ask(shape, None, on, using, _whole(wanted, recipe))
+    )
+    found = answer(asked)
+    return Run(shape, on, found.devices, given, asked.tokens, found.mfu, False, found)
 
 
 def _whole(wanted: Wanted, recipe: Recipe | None) -> Wanted:
@@ -149,54 +143,3 @@ def _whole(wanted: Wanted, recipe: Recipe | None) -> Wanted:
         tokens=wanted.tokens or stage.tokens,
         batch_tokens=wanted.batch_tokens or stage.batch[-1].tokens,
     )
-
-
-@lru_cache(maxsize=64)
-def _fastest(shape: Shape, hardware: str, stack: str, wanted: Wanted) -> tuple[float, Estimate]:
-    """Tokens of the run and the fastest layout over degrees of tensor, pipeline and expert parallelism that fits.
-
-    Gradients stay in fp32 where that fits. Raises PlanError when none does.
-    """
-    on, using = device(hardware), read_stack(stack)
-    seq_len = wanted.seq_len or shape.context
-    tokens = wanted.tokens or TOKENS_PER_PARAMETER * shape.active_parameters
-    batch = int((wanted.batch_tokens or BATCH_TOKENS) // seq_len)
-    if batch < 1:
-        raise PlanError(f"training.batch holds no sequence of {seq_len} tokens; raise it")
-    layouts = _grid(shape, on, wanted.gpus)
-    layouts = layouts[np.flatnonzero((layouts.dp >= 1) & valid(shape, layouts, batch))]
-    for width in (4, 2):
-        job = Job(seq_len, batch, wanted.precision, width, imbalance=wanted.imbalance)
-        fits = memory(shape, job, layouts, using).total <= on.memory_gb * 1e9
-        if not np.any(fits):
-            continue
-        fitting = layouts[np.flatnonzero(fits)]
-        time = step_time(shape, job, fitting, on, using)
-        used = time.micro_batches * fitting.micro_batch * fitting.dp
-        best = int(np.argmax(used / time.total))
-        return tokens, estimate(shape, job, on, using, fitting[best : best + 1])[0]
-    raise PlanError(
-        f"training {shape.name} fits no layout tried on {wanted.gpus:,} x {on.label}; give more devices, larger ones, "
-        "or a layout of your own"
-    )
-
-
-def _grid(shape: Shape, on: Device, count: int) -> Layouts:
-    """Layouts to try on `count` devices, impossible ones among them. ZeRO-1 throughout."""
-    n = shape.n_layers
-    tensor = [t for t in (1, 2, 4, 8, 16, 32, 64) if t <= on.domain and shape.n_heads % t == 0]
-    stages = sorted({p for p in range(1, min(DEEPEST, n) + 1) if n % p == 0} | {p for p in (2, 4, 8, 16) if p <= n})
-    experts = [e for e in (1, 2, 4, 8, 16, 32, 64, 128) if shape.n_experts % e == 0]
-    rows = [
-        (tp, pp, ep, micro, v, mode)
-        for tp, pp, ep in product(tensor, stages, experts)
-        # bf16 weights and gradients, experts cut as far as they can be: what exceeds the memory needs no closer look
-        if 4 * shape.total_parameters / (tp * pp * ep) <= on.memory_gb * 1e9 and tp * pp <= count
-        for v in range(1, n // pp + 1)
-        if v == 1 or n % (pp * v) == 0
-        for micro, mode in product(MICRO_BATCHES, range(len(RECOMPUTE)))
-    ]
-    if not rows:
-        raise PlanError(f"{shape.name} does not fit {count:,} x {on.label}; give more devices or larger ones")
-    tp, pp, ep, micro, chunks, mode = np.array(rows).T
-    return Layouts.of(tp, pp, 1, count // (tp * pp), ep, None, micro, chunks, 1, mode)
