@@ -44,6 +44,11 @@ class Priced:
         return self.case.scenario.name
 
     @property
+    def serving_devices(self) -> int:
+        """Devices that serve, at the median of the draws."""
+        return int(quantiles(np.asarray(self.sampled.serving_devices)).p50)
+
+    @property
     def obstacle(self) -> str:
         """Why it cannot be taken, or nothing."""
         c, run = self.middle, self.case.run

@@ -24,7 +24,7 @@ POINTS = 96  # loads at which a cluster is looked at
 STAGES = (1, 2, 3, 4, 6, 8, 12, 16)  # pipeline stages that are tried
 DEEPEST_WITH_COPIES = 4  # with attention copies beside them
 LARGEST = 512  # devices of a cluster that is tried
-FULL_LOOKS = 5
+FULL_LOOKS = 3
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def _serving(p: Priced) -> dict[str, Value]:
         "ttft_s": float(state.first_s[0]),
         "tpot_ms": float(state.token_s[0]) * 1e3,
         "clusters": quantiles(p.sampled.clusters),
-        "devices": int(c.serving_devices[0]),
+        "devices": p.serving_devices,
         "utilisation_share": float(c.utilisation[0]),
         "usd_per_1m_tokens": quantiles(p.sampled.million_tokens),
         "serving_million_usd_per_year": quantiles(p.sampled.served / 1e6),
@@ -125,7 +125,7 @@ def _rent_or_buy(p: Priced) -> list[dict[str, Value]]:
     if case.run:
         machines.append(("training", float(case.run.devices), case.spare_share, case.storage_tb))
     if case.cluster:
-        n = float(p.middle.serving_devices[0])
+        n = float(p.serving_devices)
         machines.append(("serving", n, case.serving_spares(np.array([n]))[0] / n, 0.0))
     for part, devices, spare, storage in machines:
         own = case.own(devices, spare, storage, {})
