@@ -1,99 +1,17 @@
 """A Hugging Face `config.json` -> Shape, for decoder-only transformers. No transformers, no network.
 
-Each family is one row of what its config does not say; what the config says wins. Hybrids, encoders and architectures
-with attention of other kinds are refused by name.
+What a family's configs leave unsaid stands in `hf_families.py`; what the config says wins. Hybrids, encoders and
+architectures with attention of other kinds are refused by name.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from moesaic.errors import PlanError
+from moesaic.plan.hf_families import FAMILIES, KINDS, REFUSED, Bias, Family
 from moesaic.plan.shape import LatentAttention, Shape
-
-Bias = Literal["none", "all", "qkv", "out", "flag", "flag_qkv"]
-
-
-@dataclass(frozen=True)
-class Family:
-    """What a `model_type` means where its config is silent. Defaults are Llama's."""
-
-    matrices: int = 3
-    norms: int = 2
-    norm_values: int = 1
-    bias: Bias = "flag"  # of attention: flag is the key attention_bias
-    ffn_bias: bool = False  # beside the key mlp_bias
-    qk: Literal["", "head", "all"] = ""
-    tied: bool = True  # when the key is absent
-    positions: str = ""  # key of the number of learned positions
-    spare_positions: int = 0
-    four_d: bool = False  # a feed-forward width that is absent is 4 x d_model
-    parallel: bool = False
-    embedding_norm: bool = False
-    head_bias: bool = False
-    window: Literal["", "all", "flag", "alternate"] = ""
-
-
-GPT = {"matrices": 2, "norm_values": 2, "bias": "all", "ffn_bias": True, "four_d": True}
-FAMILIES: dict[str, Family] = {
-    "llama": Family(),
-    "mistral": Family(bias="none", window="all"),
-    "ministral": Family(bias="none", window="all"),
-    "mixtral": Family(bias="none", window="all"),
-    "granite": Family(),
-    "granitemoe": Family(),
-    "smollm3": Family(),
-    "qwen2": Family(bias="qkv", window="flag"),
-    "qwen2_moe": Family(bias="qkv", window="flag"),
-    "qwen3": Family(qk="head", window="flag"),
-    "qwen3_moe": Family(qk="head", window="flag"),
-    "olmo": Family(norm_values=0),
-    "olmo2": Family(qk="all"),
-    "olmoe": Family(qk="all"),
-    "phi3": Family(bias="none", window="all"),
-    "gemma": Family(),
-    "gemma2": Family(norms=4, window="alternate"),
-    "gemma3_text": Family(norms=4, qk="head", window="alternate"),
-    "deepseek_v2": Family(),
-    "deepseek_v3": Family(),
-    "kimi_k2": Family(),
-    "glm4_moe": Family(bias="flag_qkv"),
-    "glm_moe_dsa": Family(),
-    "deepseek_v32": Family(),
-    "minimax_m2": Family(bias="none", qk="all"),
-    "gpt_oss": Family(bias="all", ffn_bias=True, window="alternate"),
-    "llama4_text": Family(),
-    "nemotron": Family(matrices=2, norm_values=2),
-    "starcoder2": Family(matrices=2, norm_values=2, bias="all", ffn_bias=True, window="all"),
-    "stablelm": Family(norm_values=2, bias="none"),
-    "cohere": Family(norms=1, parallel=True),
-    "gpt2": Family(**GPT, positions="n_positions"),  # type: ignore[arg-type]
-    "gpt_bigcode": Family(**GPT, positions="n_positions"),  # type: ignore[arg-type]
-    "gpt_neo": Family(2, 2, 2, "out", True, positions="max_position_embeddings", four_d=True, window="alternate"),
-    "gpt_neox": Family(**GPT),  # type: ignore[arg-type]
-    "gptj": Family(2, 1, 2, "none", True, tied=False, four_d=True, parallel=True, head_bias=True),
-    "opt": Family(**GPT, positions="max_position_embeddings", spare_positions=2),  # type: ignore[arg-type]
-    "bloom": Family(**GPT, embedding_norm=True),  # type: ignore[arg-type]
-    "falcon": Family(2, 2, 2, "none", four_d=True),
-    "phi": Family(2, 1, 2, "all", True, tied=False, parallel=True, head_bias=True),
-}
-REFUSED = {
-    "state spaces or linear attention": (
-        "bamba falcon_h1 falcon_mamba granitemoehybrid jamba kimi_linear lfm2 lfm2_moe mamba mamba2 minimax minimax_m1 "
-        "nemotron_h olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_text qwen3_5_moe_text qwen3_next recurrent_gemma rwkv "
-        "bailing_hybrid xlstm zamba zamba2"
-    ),
-    "an encoder": (
-        "albert bart bert deberta deberta-v2 distilbert electra mbart modernbert mt5 pegasus roberta t5 umt5 "
-        "whisper xlm-roberta clip siglip vit"
-    ),
-    "attention or parameters that differ from layer to layer": (
-        "deepseek_v4 diffllama gemma3n gemma3n_text gemma4 gemma4_text"
-    ),
-}
-KINDS = {"full_attention", "attention", "sliding_attention", "chunked_attention", "local", "global"}
 
 
 class _Config:

@@ -171,6 +171,12 @@ def test_a_forward_pass_counts_as_many(kind: str, values: dict[str, Any]) -> Non
     assert counter.get_total_flops() == ours
 
 
+def test_selective_recompute_adds_one_pass_over_the_scores() -> None:
+    shape = read_shape("gpt4")
+    added = training_flops(shape, 8192, recompute="selective") - training_flops(shape, 8192)
+    assert added == pytest.approx(4 * (8192 / 2) * 168 * 128 * 120)
+
+
 def test_experts_count_as_often_as_they_are_visited() -> None:
     shape = read_shape("gpt4")
     one, two = (forward_parts(replace(shape, top_k=k), 8192) for k in (1, 2))

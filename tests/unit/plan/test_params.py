@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from moesaic.commands.plan import plan_app
 from moesaic.errors import PlanError
-from moesaic.plan.params import dense_twin, params_sheet, stage_loads
+from moesaic.plan.params import params_sheet
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import known_shapes, read_shape
+from moesaic.plan.stages import dense_twin, stage_loads
 from moesaic.plan.vision import ENCODERS, VisionPlan
 from moesaic.recipe import recipe_files
 
