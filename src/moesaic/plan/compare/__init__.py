@@ -41,7 +41,7 @@ def compare_plan(
         if not named:
             raise PlanError(f'no scenario "{scenario}"; the file has: {", ".join(p.name for p in priced)}')
         shown = named[0]
-    title = f"Comparison of {len(priced)} scenarios"
+    title = f"Comparison of {len(priced)} scenario{'s' * (len(priced) > 1)}"
     sheet = comparison_sheet(priced, chosen, shown, title)
     if file is None:
         sheet.notes.insert(0, "No file was given: these are the shipped scenarios of the described system "
