@@ -104,7 +104,7 @@ def test_impossible_questions_are_refused_in_a_line(asked: dict[str, Any], messa
 
 
 def test_an_unknown_device_lists_the_known_ones() -> None:
-    with pytest.raises(PlanError, match="no device 'a1000'; known: .*h100"):
+    with pytest.raises(PlanError, match=r"no device 'a1000'; known: .*h100"):
         train_plan("gpt4", "a1000", 8)
 
 
@@ -146,7 +146,7 @@ def test_intervals_hold_eighty_per_cent_of_a_log_normal() -> None:
     found = around(2.0, 0.1)
     assert found.p90 / found.p50 == pytest.approx(found.p50 / found.p10)
     assert found.p90 == pytest.approx(2.0 * 2.718281828**0.12816, rel=1e-6)
-    assert Z80 == pytest.approx(1.2816)
+    assert pytest.approx(1.2816) == Z80
 
 
 def test_the_verb_prints_json_with_units_in_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
