@@ -6,7 +6,7 @@ them over data and tensor ranks (one whole expert on a rank), `etp = tp` splits 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from moesaic.plan.shape import Shape
 
 Array = NDArray[Any]  # of numbers, one for each layout
 NONE, SELECTIVE, FULL = 0, 1, 2  # codes of `recompute`
-RECOMPUTE = ("none", "selective", "full")
+RECOMPUTE: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from moesaic.plan.picture import picture_of, write_page_file
 from moesaic.plan.sheet import Figure, Interval, Sheet, Table
-from moesaic.plan.wording import columns_of, heading, misses, text
+from moesaic.plan.wording import columns_of, heading, is_share, misses, text
 
 MOST_ROWS = 1000  # of a table, on a page that should open at once
 
@@ -61,10 +61,12 @@ def range_of(interval: Interval) -> Range | None:
 def _row(figure: Figure) -> dict[str, Any]:
     value = figure.value
     interval = value if isinstance(value, Interval) else None
+    share = is_share(figure.unit)
     return {
         "figure": figure,
-        "value": text(interval.p50 if interval else value),
-        "between": f"{text(interval.p10)} to {text(interval.p90)}" if interval else "",
+        "value": text(interval.p50 if interval else value, share),
+        "unit": "" if share else figure.unit,
+        "between": f"{text(interval.p10, share)} to {text(interval.p90, share)}" if interval else "",
         "range": range_of(interval) if interval else None,
     }
 
@@ -72,5 +74,5 @@ def _row(figure: Figure) -> dict[str, Any]:
 def _grid(table: Table) -> dict[str, Any]:
     """Columns with the side they lean to, and rows with whether they fit."""
     columns = columns_of(table.rows)
-    rows = [([text(row.get(key)) for key, _ in columns], misses(row)) for row in table.rows[:MOST_ROWS]]
+    rows = [([text(row.get(key), is_share(key)) for key, _ in columns], misses(row)) for row in table.rows[:MOST_ROWS]]
     return {"title": table.title, "columns": columns, "rows": rows, "left": max(0, len(table.rows) - MOST_ROWS)}

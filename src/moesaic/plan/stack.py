@@ -2,9 +2,10 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from moesaic.errors import PlanError
@@ -49,10 +50,15 @@ class Stack:
 
 
 @cache
-def stacks() -> Mapping[str, Stack]:
-    """All shipped profiles by name."""
-    text = files("moesaic.plan").joinpath("stacks.toml").read_text(encoding="utf-8")
-    return read_stacks(tomllib.loads(text))
+def stacks(path: Path | None = None) -> Mapping[str, Stack]:
+    """All profiles by name: the shipped ones, or those of a file from `moesaic plan fit`. Raises PlanError."""
+    if path is None:
+        text = files("moesaic.plan").joinpath("stacks.toml").read_text(encoding="utf-8")
+        return read_stacks(tomllib.loads(text))
+    try:
+        return read_stacks(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise PlanError(f"{path}: no file of stack profiles ({error}); `moesaic plan fit` writes one") from error
 
 
 def read_stacks(table: Mapping[str, Any]) -> dict[str, Stack]:
@@ -60,9 +66,9 @@ def read_stacks(table: Mapping[str, Any]) -> dict[str, Stack]:
     return {name: Stack(**{"name": name, **table["common"], **own}) for name, own in table["stack"].items()}
 
 
-def stack(name: str, pace: float | None = None) -> Stack:
-    """The profile of that name, at another pace if given. Raises PlanError that lists the known ones."""
-    found = stacks().get(name)
-    if found is None:
-        raise PlanError(f"no stack '{name}'; known: {', '.join(stacks())}")
-    return found if pace is None else replace(found, pace=pace)
+def stack(name: str, path: Path | None = None) -> Stack:
+    """The profile of that name, from a file if given. Raises PlanError that lists the known ones."""
+    known = stacks(path)
+    if name not in known:
+        raise PlanError(f"no stack '{name}'; known: {', '.join(known)}")
+    return known[name]

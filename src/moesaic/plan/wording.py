@@ -17,14 +17,25 @@ _SPELLED = {
 
 def heading(key: str) -> str:
     """The words of a key, for the head of a column: `gpu_hours_usd` -> `GPU hours $`."""
-    return printable(" ".join(_SPELLED.get(word, word) for word in key.split("_")))
+    words = key.removesuffix("_share").split("_")
+    return printable(" ".join(_SPELLED.get(word, word) for word in words))
 
 
-def text(value: Any) -> str:
-    """A value as people read it: thousands in groups, four significant digits, p50 with its interval."""
+def is_share(key_or_unit: str) -> bool:
+    """Whether a key of a table or a unit of a figure says that its numbers are fractions, read as percentages."""
+    return key_or_unit == "share" or key_or_unit.endswith("_share")
+
+
+def text(value: Any, share: bool = False) -> str:
+    """A value as people read it: thousands in groups, four significant digits, p50 with its interval.
+
+    A `share` is written in per cent.
+    """
     if isinstance(value, Interval):
-        return f"{text(value.p50)} ({text(value.p10)} to {text(value.p90)})"
+        return f"{text(value.p50, share)} ({text(value.p10, share)} to {text(value.p90, share)})"
     value = value.item() if hasattr(value, "item") else value  # a scalar of NumPy
+    if share and isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
+        return f"{100 * value:.3g} %"
     if value is None:
         return "-"
     if isinstance(value, bool):

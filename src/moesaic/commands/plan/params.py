@@ -9,7 +9,6 @@ from moesaic.commands.plan.options import SourceArg
 from moesaic.commands.plan.show import ExplainOption, HtmlOption, show
 
 
-
 def params(
     source: SourceArg,
     seq_len: Annotated[

@@ -59,19 +59,20 @@ def _print(sheet: "Sheet", explain: bool) -> None:
 def _figures(console: "Console", figures: list["Figure"], explain: bool) -> None:
     """A line a figure; labels, numbers and units of a section stand in columns of their own."""
     from moesaic.plan.sheet import Interval
-    from moesaic.plan.wording import is_number, text
+    from moesaic.plan.wording import is_number, is_share, text
 
-    values = [text(f.value.p50 if isinstance(f.value, Interval) else f.value) for f in figures]
+    values = [text(f.value.p50 if isinstance(f.value, Interval) else f.value, is_share(f.unit)) for f in figures]
     label_width = min(LONGEST_LABEL, max(len(f.label) for f in figures))
     width = max((len(v) for f, v in zip(figures, values, strict=True) if is_number(f.value)), default=0)
-    unit_width = max((len(f.unit) for f in figures if isinstance(f.value, Interval)), default=0)
+    united = [f.unit for f in figures if isinstance(f.value, Interval) and not is_share(f.unit)]
+    unit_width = max(map(len, united), default=0)
     for figure, value in zip(figures, values, strict=True):
         words = f"{value:>{width}}" if is_number(figure.value) else value
-        line = f"{figure.label:<{label_width}}  {words} {figure.unit}"
+        share = is_share(figure.unit)
+        line = f"{figure.label:<{label_width}}  {words} {'' if share else figure.unit}"
         if isinstance(figure.value, Interval):
-            line = (
-                f"{line:<{label_width + width + 3 + unit_width}}  {text(figure.value.p10)} to {text(figure.value.p90)}"
-            )
+            between = f"{text(figure.value.p10, share)} to {text(figure.value.p90, share)}"
+            line = f"{line:<{label_width + width + 3 + unit_width}}  {between}"
         hanging = " " * (label_width + 4)
         if len(line) + 2 <= console.width or len(hanging) > console.width / 2:
             _say(console, f"  {line.rstrip()}")
@@ -93,7 +94,7 @@ def _explain(console: "Console", figure: "Figure") -> None:
 
 def _table(console: "Console", table: "Table") -> None:
     """The first rows of a table. Columns that do not fit beside the others follow below, with the first repeated."""
-    from moesaic.plan.wording import columns_of, heading, misses, text
+    from moesaic.plan.wording import columns_of, heading, is_share, misses, text
 
     _say(console, f"\n{table.title}", "bold")
     columns = columns_of(table.rows)
@@ -101,7 +102,7 @@ def _table(console: "Console", table: "Table") -> None:
         _say(console, "  none")
         return
     rows = table.rows[:MOST_ROWS]
-    cells = {key: [text(row.get(key)) for row in rows] for key, _ in columns}
+    cells = {key: [text(row.get(key), is_share(key)) for row in rows] for key, _ in columns}
     widths = {}
     for key, is_number in columns:
         longest = max(len(cell) for cell in cells[key])

@@ -1,0 +1,123 @@
+"""The tables and pictures of a training plan: what would fit, bubbles, the pipeline's first micro-batches, the ramp."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from moesaic.plan.estimate import Estimate
+from moesaic.plan.layouts import RECOMPUTE
+from moesaic.plan.memory import memory
+from moesaic.plan.ramp import plan_ramp, ramp_notes, ramp_rows
+from moesaic.plan.schedule import (
+    Kind,
+    advice,
+    interleaved_bubble,
+    offer,
+    orders,
+    plain_bubble,
+    schedulable,
+    simulate,
+    zero_bubble,
+)
+from moesaic.plan.sheet import Chart, Sheet, Value
+from moesaic.plan.train import GRADIENT_BYTES, Asked
+from moesaic.recipe import Layout, Recipe
+
+SHOWN = 12  # micro-batches in the picture of the pipeline, at most
+
+
+def fits(sheet: Sheet, asked: Asked, found: Estimate) -> None:
+    """Memory under every mode of recomputation and width of gradients, all else as found."""
+    rows: list[dict[str, Value]] = []
+    for name, width in GRADIENT_BYTES.items():
+        for code, mode in enumerate(RECOMPUTE):
+            layout = replace(found.layout, recompute=np.array([code]))
+            need = memory(found.shape, replace(found.job, gradient_bytes=width), layout, found.stack)
+            total = float(need.total[0]) / 1e9
+            rows.append(
+                {
+                    "gradients": name,
+                    "recompute": mode,
+                    "activations_gb": float(need.activations[0]) / 1e9,
+                    "together_gb": total,
+                    "fits": total <= found.device.memory_gb,
+                }
+            )
+    sheet.table("fits_by_choice", f"what fits {found.device.memory_gb:g} GB", rows)
+
+
+def bubbles(sheet: Sheet, asked: Asked, found: Estimate) -> None:
+    """The idle share of the pipeline by schedule, by closed form and as torch counts its own table."""
+    p = int(found.layout.pp[0])
+    if p == 1:
+        return
+    per_replica = found.job.batch // int(found.layout.dp[0] * found.layout.micro_batch[0])
+    per_stage = -(-found.shape.n_layers // p)
+    chunks = [v for v in range(2, per_stage + 1) if -found.shape.n_layers % (p * v) <= 2]
+    counts = [per_replica]
+    deepest = chunks[-1] if chunks else 1
+    counts += [m for m in offer(per_replica, p, deepest).best if m not in counts] if chunks else []
+    rows: list[dict[str, Value]] = []
+    for m in counts:
+        rows.append(_bubble_row("1f1b", m, p, 1, float(plain_bubble(p, m))))
+        for v in chunks:
+            rows.append(_bubble_row("interleaved", m, p, v, float(interleaved_bubble(p, m, v))))
+        rows.append(_bubble_row("zero_bubble", m, p, 1, float(zero_bubble(p, m))))
+    sheet.table("bubbles", "pipeline bubble by schedule", rows)
+    if chunks and (said := advice(per_replica, p, deepest)):
+        sheet.note(said[0].upper() + said[1:] + ".")
+
+
+def _bubble_row(kind: str, m: int, p: int, v: int, closed: float) -> dict[str, Value]:
+    runs = v == 1 or schedulable(m, p, v)
+    cells = simulate(orders("interleaved", p, m, v)).cell_bubble if v > 1 and runs else None
+    return {
+        "schedule": kind,
+        "chunks": v,
+        "micro_batches": m,
+        "bubble_share": closed,
+        "torch_table_share": cells,
+        "runs_in_torch": runs,
+        "runs_in_megatron": v == 1 or m % p == 0,
+    }
+
+
+def timeline(sheet: Sheet, found: Estimate) -> None:
+    """The beginning of a step: what each stage computes when."""
+    p, v = int(found.layout.pp[0]), int(found.layout.chunks[0])
+    if p == 1:
+        return
+    m = found.micro_batches
+    short = m
+    if m > 2 * max(p, SHOWN):
+        short = 2 * p
+    if v > 1:
+        short = max(p, short - short % p)
+    kind: Kind = "zbv" if found.job.zero_bubble else "interleaved" if v > 1 else "1f1b"
+    plan = simulate(orders(kind, p, short, 2 if kind == "zbv" else v))
+    title = f"pipeline of {p} stages with {short} micro-batches" + ("" if short == m else f" (the step has {m})")
+    sheet.chart(Chart("pipeline", title, "timeline", "units of one forward", "stage", spans=plan.spans))
+
+
+def ramp(sheet: Sheet, asked: Asked, found: Estimate, recipe: Recipe) -> None:
+    """The recipe's batch ramp on the layout, with the advice to grow data parallelism."""
+    stage = recipe.stages[0]
+    row = found.layout.row(0)
+    chunks = int(found.layout.chunks[0])
+    layout = Layout(
+        pp=row["pp"],
+        dp=row["dp"],
+        cp=row["cp"],
+        tp=row["tp"],
+        ep=row["ep"],
+        zero=row["zero"] if row["zero"] != 2 else 1,
+        recompute=row["recompute"],
+        schedule="zero_bubble" if found.job.zero_bubble else "interleaved" if chunks > 1 else "1f1b",
+    )
+    flop = 6.0 * found.shape.active_parameters
+    made = plan_ramp(
+        stage, layout, recipe.model, mfu=found.mfu.p50, flops_per_token=flop, peak_flops=found.peak, v=chunks
+    )
+    sheet.table("ramp", f"batch ramp of stage {stage.name}", ramp_rows(made))
+    for note in ramp_notes(made, stage, layout, chunks):
+        sheet.note(note[0].upper() + note[1:] + ("" if note.endswith(".") else "."))
