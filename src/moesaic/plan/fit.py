@@ -64,7 +64,7 @@ def log_ratios(table: Mapping[str, Any], trials: Sequence[Trial]) -> Array:
     return np.array([math.log(t.best(settings(t.row, stacks[t.stack]))[1] / t.published_seconds()) for t in trials])
 
 
-def fit(table: Mapping[str, Any], trials: Sequence[Trial], free: Sequence[Free]) -> Table:
+def fit(table: Mapping[str, Any], trials: Sequence[Trial], free: Sequence[Free], crowd: float = CROWD) -> Table:
     """`table` with the free constants calibrated on `trials`. Raises PlanError without scipy or runs."""
     try:
         from scipy.optimize import least_squares
@@ -72,9 +72,9 @@ def fit(table: Mapping[str, Any], trials: Sequence[Trial], free: Sequence[Free])
         raise PlanError("calibrating needs scipy; install it with: pip install 'moesaic[fit]'") from error
     if not trials:
         raise PlanError("no run can be compared: each needs its layout, batch, sequence length and a rate or time")
-    crowd = Counter(t.row["source"][:40] for t in trials)
+    company = Counter(t.row["source"][:40] for t in trials)
     noise = np.array([NOISE if t.row["precision"] in HALF else NOISE_LOW for t in trials])
-    weight = np.array([crowd[t.row["source"][:40]] ** -CROWD for t in trials]) / noise
+    weight = np.array([company[t.row["source"][:40]] ** -crowd for t in trials]) / noise
     start = np.log([f.read(table) for f in free])
     limit = np.log([max(f.limit, f.read(table)) for f in free]) + 1e-9
 

@@ -4,7 +4,7 @@ A row counts when it ran in 16 bit with a published layout. Others are listed, w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ class Answer:
     scored: Scored
 
 
-def measured(rows: Sequence[Row], stacks: dict[str, Stack]) -> tuple[list[Scored], list[Answer]]:
+def measured(rows: Sequence[Row], stacks: Mapping[str, Stack]) -> tuple[list[Scored], list[Answer]]:
     """Every row in order, and what of it is a run of training. No row raises: what cannot be read has its reason."""
     out: list[Scored] = []
     answers: list[Answer] = []
@@ -86,7 +86,7 @@ def spread(middle: float, sigma: float) -> Interval:
     return Interval(middle * math.exp(-Z90 * sigma), middle, middle * math.exp(Z90 * sigma))
 
 
-def training(row: Row, stacks: dict[str, Stack]) -> Answer | Scored:
+def training(row: Row, stacks: Mapping[str, Stack]) -> Answer | Scored:
     """Seconds a step, whichever way the row says how fast it ran."""
     sparse = row["n_experts"].isdecimal() and int(row["n_experts"]) > 1
     asked = question(row)
@@ -115,7 +115,7 @@ def below(row: Row) -> str:
     return "" if row["precision"] in HALF else f"{row['precision'] or 'no precision'}: only 16 bit is scored"
 
 
-def memory_row(row: Row, stacks: dict[str, Stack]) -> Scored:
+def memory_row(row: Row, stacks: Mapping[str, Stack]) -> Scored:
     """The component of memory that a row gives, on the heaviest stage."""
     asked, unit = question(row), UNITS.get(row["unit"].upper())
     if row["metric"] not in COMPONENTS or unit is None:
@@ -140,7 +140,7 @@ def component(space: Memory, row: Row) -> float:
     return float(np.asarray(kinds[COMPONENTS[row["metric"]]])[0])
 
 
-def fitting(row: Row, stacks: dict[str, Stack]) -> Scored:
+def fitting(row: Row, stacks: Mapping[str, Stack]) -> Scored:
     """Whether a layout fits at all: 1 when any setting that the row leaves open does."""
     asked = question(row)
     if isinstance(asked, str):

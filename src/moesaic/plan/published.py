@@ -148,7 +148,7 @@ def rows(path: Path | None = None) -> list[Row]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise PlanError(f"{path} is no CSV file in UTF-8: {error}") from error
     if not found or not {"model", "metric", "value"} <= found[0].keys():
-        raise PlanError(f"{path}: needs rows and the columns model, metric, value; docs/plan-validate.md lists the rest")
+        raise PlanError(f"{path}: needs rows, and columns model, metric, value; docs/plan-validate.md has the rest")
     complete = [{**dict.fromkeys(COLUMNS, ""), **row} for row in found]
     for number, row in enumerate(complete, 2):
         row["id"] = row["id"] or f"line {number}"
@@ -225,7 +225,7 @@ def _job(row: Row, name: str) -> Job:
     """The step of a row, with the bytes of its stack.
 
     Megatron-Bridge's recipes reduce gradients in bf16 (`grad_reduce_in_fp32 = False`), and those of the DeepSeek-V3
-    family keep both moments of Adam in bf16 (`exp_avg_dtype`, `exp_avg_sq_dtype` in recipes/deepseek, recipes/moonlight).
+    family keep both moments of Adam in bf16 (`exp_avg_dtype`, `exp_avg_sq_dtype`: recipes/deepseek, recipes/moonlight).
     """
     gradient, optimizer = 4, OPTIMIZER_BYTES
     if name == "megatron-bridge":
