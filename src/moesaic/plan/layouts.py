@@ -67,7 +67,8 @@ class Layouts:
     @property
     def edp(self) -> Array:
         """Replicas of each expert shard."""
-        return self.dp * self.cp * self.tp // (self.ep * self.etp)
+        replicas: Array = self.dp * self.cp * self.tp // (self.ep * self.etp)
+        return replicas
 
     def micro_batches(self, batch: int) -> Array:
         """Micro-batches of one replica in a step of at most `batch` sequences.

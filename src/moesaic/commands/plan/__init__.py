@@ -2,6 +2,7 @@
 
 import typer
 
+from moesaic.commands.plan.audit import audit
 from moesaic.commands.plan.failures import failures
 from moesaic.commands.plan.fit import fit
 from moesaic.commands.plan.params import params
@@ -19,3 +20,4 @@ plan_app.command("train", epilog="Example: moesaic plan train gpt4 --hardware a1
 plan_app.command("failures", epilog="Example: moesaic plan failures gpt4 --gpus 24960 --days 95")(failures)
 plan_app.command("validate", epilog="Example: moesaic plan validate --rows")(validate)
 plan_app.command("fit", epilog="Example: moesaic plan fit my_runs.csv --stack fsdp --out mine.toml")(fit)
+plan_app.command("audit", epilog="Example: moesaic plan audit")(audit)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Print the formula and the inputs of each number.")]
 HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML file with pictures.")]
 
-MOST_ROWS = 30  # of a table
+MOST_ROWS = 100  # of a table
 PROSE = 100  # remarks and formulas are read in lines of at most this
 LONGEST_LABEL = 56
 WORDS, FEWEST = 48, 16  # a column of words is at most this wide, and shrinks to this before columns move below
