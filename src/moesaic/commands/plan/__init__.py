@@ -6,6 +6,7 @@ from moesaic.commands.plan.audit import audit
 from moesaic.commands.plan.failures import failures
 from moesaic.commands.plan.fit import fit
 from moesaic.commands.plan.params import params
+from moesaic.commands.plan.serve import serve
 from moesaic.commands.plan.train import train
 from moesaic.commands.plan.validate import validate
 
@@ -21,3 +22,4 @@ plan_app.command("failures", epilog="Example: moesaic plan failures gpt4 --gpus 
 plan_app.command("validate", epilog="Example: moesaic plan validate --rows")(validate)
 plan_app.command("fit", epilog="Example: moesaic plan fit my_runs.csv --stack fsdp --out mine.toml")(fit)
 plan_app.command("audit", epilog="Example: moesaic plan audit")(audit)
+plan_app.command("serve", epilog="Example: moesaic plan serve gpt4 --hardware a100-80 --gpus 128 --pp 16")(serve)
