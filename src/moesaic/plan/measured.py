@@ -14,8 +14,9 @@ from moesaic.plan.failures import Faults, outcome
 from moesaic.plan.goodput import LLAMA3_RATE
 from moesaic.plan.layouts import Layouts
 from moesaic.plan.memory import FRAGMENTATION, Memory
-from moesaic.plan.published import HALF, Row, Trial, number, question, settings
+from moesaic.plan.published import HALF, Row, Trial, check_counts, number, question, settings
 from moesaic.plan.scored import Scored
+from moesaic.plan.serving.rows import scored_rows
 from moesaic.plan.shapes import shape_for_row
 from moesaic.plan.sheet import Interval
 from moesaic.plan.stack import Stack
@@ -170,4 +171,11 @@ def reliability(row: Row) -> Scored:
 
 def serving(row: Row) -> list[Scored]:
     """Rows of inference: one answer, or two where the notes give a time to first token."""
-    return [listed(row, "decode", "not priced yet")]
+    value = number(row, "value")
+    for column in ("input_len", "output_len"):
+        if row[column]:
+            number(row, column)
+    check_counts(row)
+    seconds = row["metric"] in ("ttft", "tpot") and row["unit"] == "s"
+    asked = {**row, "unit": "ms", "value": repr(1e3 * value)} if seconds else row
+    return scored_rows([{**asked, "split": split(row)}])
