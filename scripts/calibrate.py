@@ -38,6 +38,7 @@ COMMON = {
 }
 OWN = {
     "megatron-2021": {"exposed_dp": 0.5, "exposed_tp": 0.3, "exposed_zero3": 0.7},
+    "megatron-core": {"exposed_tp": 0.3},
     "megatron-bridge": {"pace": 0.2, "sparse_us": 0.5},
     "fsdp": {"pace": 0.2},
     "research": {"pace": 0.2, "layer_us": 0.7},
