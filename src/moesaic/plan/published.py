@@ -45,6 +45,7 @@ STACKS = (
 # Sources whose MFU counts half of the scores. Neither says so; only then does their MFU move smoothly with the context.
 CAUSAL = ("2504.14960", "2407.21783")
 MICRO_BATCHES = (1, 2, 4, 8)
+MOST_LAYERS = 2000
 RATES = ("iter_time", "tokens_per_s", "tokens_per_s_per_gpu", "mfu", "model_tflops_per_gpu", "hw_tflops_per_gpu")
 COUNTS = (
     *("n_layers", "d_model", "n_heads", "d_ff", "vocab", "n_experts", "top_k", "n_devices", "tp", "pp", "cp", "dp"),
@@ -179,6 +180,11 @@ def check_counts(row: Row) -> None:
         value = row[column]
         if value and not (value.isdecimal() and len(value) < 16 and (int(value) > 0 or column == "zero")):
             raise PlanError(f"row {row['id']}: {column} = '{value}' is no whole number above 0")
+    if row["n_layers"] and int(row["n_layers"]) > MOST_LAYERS:
+        raise PlanError(f"row {row['id']}: n_layers = {row['n_layers']} exceeds {MOST_LAYERS}")
+    for small, large in (("n_heads", "d_model"), ("top_k", "n_experts")):
+        if row[small] and row[large] and int(row[small]) > int(row[large]):
+            raise PlanError(f"row {row['id']}: {small} = {row[small]} exceeds {large} = {row[large]}")
     if row["params_b"]:
         number(row, "params_b")
 

@@ -143,6 +143,13 @@ def test_a_count_that_is_none_names_row_and_column(cell: str) -> None:
         check_counts({**ROW, "tp": cell})
 
 
+def test_counts_that_contradict_each_other() -> None:
+    with pytest.raises(PlanError, match="top_k = 4 exceeds n_experts = 2"):
+        check_counts({**ROW, "top_k": "4", "n_experts": "2"})
+    with pytest.raises(PlanError, match="n_layers = 9999999 exceeds"):
+        check_counts({**ROW, "n_layers": "9999999"})
+
+
 @pytest.mark.parametrize("cell", ["", "-1", "0", "fast", "nan", "inf"])
 def test_a_value_that_is_none_names_row_and_column(cell: str) -> None:
     with pytest.raises(PlanError, match=r"row x: value = "):
