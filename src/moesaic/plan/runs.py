@@ -25,6 +25,7 @@ PACE = 0.3  # standard deviation of the prior of log pace
 MORE_FROM = 4  # runs, from which on the hardware's constants move too
 MORE = {"network": 0.4, "domain": 0.3}
 GEMM = 0.1
+FAR = 1.5
 HEAD = "# Written by `moesaic plan fit` from {} runs, starting from {}.\n\n"
 
 
@@ -93,7 +94,7 @@ def fit_runs(path: Path, base: str = "megatron-core", name: str = "mine", known:
     if len(trials) >= MORE_FROM:
         free += [Free(("stack", name, "gemm", g), GEMM) for g in generations]
         free += [Free(("stack", name, c), sd) for c, sd in MORE.items()]
-    after = fit(start, trials, free, crowd=0.0)
+    after = fit(start, trials, free, crowd=0.0, far=FAR)
     ratios = log_ratios(after, trials)
     sparse = np.array([t.shape.n_experts > 1 for t in trials])
     mine = after["stack"][name]
