@@ -12,7 +12,7 @@ from moesaic.plan.measured import Answer, measured
 from moesaic.plan.published import rows
 from moesaic.plan.ranking import Ranking, rankings
 from moesaic.plan.scored import Scored
-from moesaic.plan.sheet import Sheet, Value
+from moesaic.plan.sheet import Chart, Sheet, Value
 from moesaic.plan.stack import stacks
 
 GOALS = {"dense training": 5.0, "MoE training": 10.0, "decode": 12.0, "first token": 20.0, "memory": 7.0}  # MAPE, %
@@ -90,6 +90,7 @@ def validation_sheet(found: Validation, all_rows: bool = False) -> Sheet:
     _listed(sheet, found.scored)
     if all_rows:
         sheet.table("rows", "Every row", [_row(s) for s in found.scored])
+    _errors(sheet, found.scored)
     _notes(sheet, found)
     return sheet
 
@@ -196,6 +197,22 @@ def _listed(sheet: Sheet, scored: Sequence[Scored]) -> None:
             }
         )
     sheet.table("listed", "Listed and not scored", table)
+
+
+def _errors(sheet: Sheet, scored: Sequence[Scored]) -> None:
+    """The picture of every scored check row's error."""
+    kept = {name: [s for s in scored if s.scored and s.split == "check" and s.partition == name] for name in GOALS}
+    sheet.chart(
+        Chart(
+            "errors",
+            "Predicted over published, less 1: scored check rows",
+            "points",
+            "row of its partition",
+            "error, %",
+            {name: [(float(i), error(s)) for i, s in enumerate(found)] for name, found in kept.items() if found},
+            told={name: [s.id for s in found] for name, found in kept.items() if found},
+        )
+    )
 
 
 def _notes(sheet: Sheet, found: Validation) -> None:

@@ -1,4 +1,4 @@
-"""Rows of measurements as questions: what is read, amended, refused, and how each way of telling a speed is understood."""
+"""Rows of measurements as questions: what is read, amended or refused, and how each way of telling a speed is meant."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +15,8 @@ from moesaic.plan.stack import stacks
 
 ROW = {
     **dict.fromkeys(COLUMNS, ""),
-    **{"id": "x", "category": "train", "model": "llama-3-8b", "device": "h100", "n_devices": "16", "tp": "2", "pp": "1"},
-    **{"dp": "8", "seq_len": "8192", "global_batch_seqs": "64", "precision": "bf16", "metric": "iter_time"},
+    **{"id": "x", "category": "train", "model": "llama-3-8b", "device": "h100", "n_devices": "16", "tp": "2"},
+    **{"pp": "1", "dp": "8", "seq_len": "8192", "global_batch_seqs": "64", "precision": "bf16", "metric": "iter_time"},
     **{"unit": "s", "value": "4.0", "micro_batch": "1", "recompute": "selective", "source": "own"},
 }  # fmt: skip
 

@@ -21,7 +21,11 @@ def validate(
     html: HtmlOption = None,
 ) -> None:
     """How accurate the planner is, on published measurements or on yours."""
+    from rich.console import Console
+
     from moesaic.plan.validate import validate as compare
     from moesaic.plan.validate import validation_sheet
 
-    show(validation_sheet(compare(csv, stacks), rows), as_json, explain, html, every_row=rows)
+    with Console(stderr=True).status("pricing what was measured ..."):  # seen on a terminal only
+        sheet = validation_sheet(compare(csv, stacks), rows)
+    show(sheet, as_json, explain, html, every_row=rows)
