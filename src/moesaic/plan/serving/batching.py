@@ -106,8 +106,8 @@ class ReplicaTimer:
         """The steady state of `concurrency` clients that each ask again as soon as they are answered.
 
         A request waits for the prompts before it, as many as the others have on average before their first token
-        (Schweitzer's approximation of mean value analysis), the one at work half done. When all clients start
-        `together`, as benchmarks do, a fitted share of half the others' prompts comes on top.
+        (Schweitzer's approximation of mean value analysis), the one at work half done; or, when all clients start
+        `together` as benchmarks do, for a fitted share of half the others' prompts.
         """
         concurrency, prompt, output = np.broadcast_arrays(
             *(np.asarray(x, float) for x in (concurrency, prompt, output))
@@ -122,11 +122,10 @@ class ReplicaTimer:
             taken, alone = self.prompt(prompt, decoding, context, chunk, starting / self.model.pp)
             others = (concurrency - 1) / concurrency
             token = step + others * starting * taken
-            ahead = others * (concurrency - decoding)
-            wait = np.maximum(ahead - starting * taken / token / 2, 0) * taken
+            ahead = np.maximum(others * (concurrency - decoding) - starting * taken / token / 2, 0)
             if together:
-                packed, _ = self.prompt(prompt, decoding, context, chunk, concurrency)
-                wait = wait + self.burst * np.maximum(concurrency - 1, 0) / 2 * packed
+                ahead = self.burst * np.maximum(concurrency - 1, 0) / 2
+            wait = ahead * taken
             first = self.engine.request_s + alone + wait + step / self.model.pp / 2
             stay = first + (output - 1) * token
             new = concurrency * (output - 1) * token / stay

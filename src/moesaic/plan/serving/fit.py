@@ -2,8 +2,8 @@
 
     python -m moesaic.plan.serving.fit published_measurements.csv > profile.toml
 
-Needs scipy (the `dev` extra) and about five minutes. Residuals are logarithms of predicted over published; a row far off
-counts less (Cauchy loss), a constant far from its prior counts too. No constant belongs to a row or to a model.
+Needs scipy (the `dev` extra) and about five minutes. Residuals are logarithms of predicted over published; a row far
+off counts less (Cauchy loss), a constant far from its prior counts too. No constant belongs to a row or to a model.
 """
 
 import csv

@@ -96,11 +96,12 @@ def memory(sheet: Sheet, q: Question, tight: Room) -> None:
     sheet.add(
         name,
         "capacity_per_microbatch",
-        "full sequences in each of the pp micro-batches",
-        tight.sequences // m.pp,
+        "full sequences in each micro-batch",
+        tight.sequences // (m.pp * m.dp),
         "sequences",
-        "capacity / pp, rounded down",
+        "capacity / (pp x dp), rounded down",
         pp=m.pp,
+        dp=m.dp,
     )
 
 

@@ -142,9 +142,8 @@ def predict_both(case: Case, constants: Profile) -> tuple[float, float]:
         state = timer.closed(load, prompt, output, CHUNK, together=True)
         first, token = float(state.first_s[0]), float(state.token_s[0])
         rate = float(state.output_tokens_per_s(case.output)[0])
-    if case.unit == "ms":
-        return token * 1e3, first * 1e3
-    return rate / (case.devices if case.metric.endswith("per_gpu") else 1), first * 1e3
+    per = case.devices if case.metric.endswith("per_gpu") else 1
+    return token * 1e3 if case.unit == "ms" else rate / per, first * 1e3
 
 
 def validation_rows(path: Path, constants: Profile | None = None) -> list[Scored]:

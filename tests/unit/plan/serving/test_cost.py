@@ -107,12 +107,12 @@ def test_rent_is_the_described_systems_where_it_says_one() -> None:
     assert rent(device("a100-80"), prices())[0] == 1.0
     assert rent(device("h100"), prices())[0] == 2.0
     assert rent(device("h200"), prices())[0] == prices().rent("h200").value
-    with pytest.raises(PlanError, match="no price for V100 .*--price"):
+    with pytest.raises(PlanError, match=r"no price for V100 .*--price"):
         rent(device("v100"), prices())
 
 
 def test_senseless_numbers_are_refused() -> None:
-    with pytest.raises(PlanError, match="acceptance 1.2: give a share from 0 to 1"):
+    with pytest.raises(PlanError, match=r"acceptance 1\.2: give a share from 0 to 1"):
         tokens_per_check(1.2, 4)
     with pytest.raises(PlanError, match="draft cost -1"):
         textbook_speedup(0.7, 4, -1)

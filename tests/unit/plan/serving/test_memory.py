@@ -113,6 +113,14 @@ def test_all_weights_are_somewhere() -> None:
         assert held - copied == pytest.approx(2 * shape.total_parameters, rel=1e-3)
 
 
+def test_a_tied_matrix_is_held_twice_only_when_its_ends_are_apart() -> None:
+    for pp, copies in ((1, 1), (16, 2)):
+        model = replica(GPT4, device("h200"), tp=8, pp=pp)
+        held = sum(weight_bytes(model, s) for s in stages(model)) * 8 / 2
+        expected = GPT4.total_parameters + (copies - 1) * GPT4.embedding_parameters
+        assert held == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("layout", "said"),
     [

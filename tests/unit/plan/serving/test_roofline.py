@@ -69,6 +69,21 @@ def test_drafts_cost_at_least_a_step_and_less_than_steps_of_their_own(model: Rep
     assert step < check < (drafts + 1) * step
 
 
+def test_attention_of_prompts_is_half_a_square_beside_a_rectangle() -> None:
+    shape, c = SHAPES["llama-3-8b"], profile()
+    model = replica(shape, device("h100"))
+    timer, zero = StageTimer(model, stages(model)[0], c, "vllm"), np.zeros(1)
+    each = 4 * shape.n_layers * shape.n_heads * shape.head_dim / (model.device.peak("bf16") * c.attention)
+
+    def attention(prompt: float, before: float, prompts: float = 1.0) -> float:
+        return float(timer.run(zero, zero, np.array([prompt]), np.array([before]), prompts=prompts).attention[0])
+
+    assert attention(4000, 0) == pytest.approx(each * 4000**2 / 2)
+    # A join with the time to read 4,000 cached tokens, small beside the arithmetic, keeps it above the rectangle alone.
+    assert each * (2000 * 4000 + 2000**2 / 2) < attention(2000, 4000) < 1.2 * each * (2000 * 4000 + 2000**2 / 2)
+    assert attention(1000, 0, prompts=4) == pytest.approx(4 * attention(1000, 0))
+
+
 def test_experts_touched_are_those_of_random_routing() -> None:
     rng = np.random.default_rng(0)
     for batch in (1, 4, 16, 64):

@@ -111,7 +111,9 @@ def test_a_fit_finds_constants_that_made_the_rows() -> None:
         published = predict(case, made)
         many.append(Case(**{**vars(case), "published": published}))
     values = fit(many)
-    before = np.abs([np.log(predict(c, from_table(table_of({k: v for k, (v, _) in PRIORS.items()}))) / c.published) for c in many])
+    before = np.abs(
+        [np.log(predict(c, from_table(table_of({k: v for k, (v, _) in PRIORS.items()}))) / c.published) for c in many]
+    )
     after = np.abs([np.log(predict(c, from_table(table_of(values))) / c.published) for c in many])
     assert after.mean() < 0.3 * before.mean()
     spreads = with_spreads(values, many, np.full(len(many), 0.2))
