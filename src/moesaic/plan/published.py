@@ -56,6 +56,7 @@ COLUMNS = (
     *("precision", "input_len", "output_len", "metric", "unit", "value", "source", "notes", "peak_tflops", *COUNTS),
     *("value_includes_recompute", "how_read"),
 )
+CODES = ("category", "split", "recompute", "precision", "metric")
 # Values that a row has in its notes only. OPT's "2M-token batch" is 992 sequences of 2,048: the nearest that its 124
 # replicas divide.
 AMENDED: Mapping[str, Mapping[str, str]] = {"opt-175b": {"global_batch_seqs": "992"}}
@@ -160,7 +161,8 @@ def rows(path: Path | None = None) -> list[Row]:
 def _whole(row: Mapping[str | None, str | list[str] | None]) -> dict[str, str]:
     """A row without what is missing or too much; counts that a spreadsheet wrote as 8.0 are 8."""
     out = {k.strip(): (v or "").strip() for k, v in row.items() if k is not None and not isinstance(v, list)}
-    return out | {c: out[c].removesuffix(".0") for c in COUNTS if c in out}
+    out |= {c: out[c].removesuffix(".0") for c in COUNTS if c in out}
+    return out | {c: out[c].lower() for c in CODES if c in out}
 
 
 def number(row: Row, column: str) -> float:

@@ -160,13 +160,14 @@ def test_any_csv_of_the_same_columns_is_read(tmp_path: Path) -> None:
     file = tmp_path / "few.csv"
     file.write_text(
         "\ufeffmodel, metric,value,n_devices,notes\r\n"
-        'llama-3-8b,iter_time,4,8.0,"two\nlines"\r\n'
+        'llama-3-8b,Iter_Time,4,8.0,"two\nlines"\r\n'
         "short\r\nlong,iter_time,1,8,a,b,c\r\n,,,,\r\n",
         encoding="utf-8",
     )
     found = rows(file)
     assert [r["id"] for r in found] == ["line 2", "line 3", "line 4"]
     assert set(COLUMNS) <= found[0].keys()
+    assert found[0]["metric"] == "iter_time"
     assert (found[0]["n_devices"], found[0]["notes"]) == ("8", "two\nlines")
     assert found[1]["metric"] == ""
 
