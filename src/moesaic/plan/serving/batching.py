@@ -14,7 +14,7 @@ from moesaic.plan.serving.profile import Profile
 from moesaic.plan.serving.replica import Replica
 from moesaic.plan.serving.roofline import Numbers, StageTimer
 
-ITERATIONS, DAMPING, TOLERANCE = 100, 0.2, 1e-6
+ITERATIONS, DAMPING, TOLERANCE = 400, 0.2, 1e-6
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from moesaic.plan.serving.profile import Profile, from_table
 from moesaic.plan.serving.roofline import Numbers
-from moesaic.plan.serving.rows import Z90, Case, cases, predict_both
+from moesaic.plan.serving.rows import Z90, Case, Solved, cases, in_unit, predict_both
 
 SPREAD = {"decode": 0.10, "first token": 0.20}  # what a good prediction misses by; the scale of the loss
 UNSURE = 0.3  # weight of rows that may have used multi-token prediction
@@ -87,13 +87,13 @@ def table_of(values: Mapping[str, float]) -> dict[str, Any]:
 
 def residuals(found: Sequence[Case], constants: Profile) -> Numbers:
     """ln(predicted / published) of each case. Rows that give both numbers are solved once."""
-    solved: dict[str, tuple[float, float]] = {}
+    solved: dict[str, Solved] = {}
     out = []
     for case in found:
         key = case.id.removesuffix(":ttft")
         if key not in solved:
             solved[key] = predict_both(case, constants)
-        out.append(np.log(solved[key][case.partition == "first token"] / case.published))
+        out.append(np.log(in_unit(case, solved[key]) / case.published))
     return np.array(out)
 
 

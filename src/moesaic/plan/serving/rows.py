@@ -20,7 +20,10 @@ from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Interval
 
 Row = Mapping[str, str]
+Solved = tuple[tuple[float, float], float]  # (s between tokens, output tokens/s), s to first token
 Z90 = 1.2815515655446004  # the 90 % quantile of a normal distribution
+METRICS = ("tpot", "ttft", "output_tokens_per_s", "output_tokens_per_s_per_gpu", "output_tokens_per_s_per_node")
+NODE = 8  # devices of a node where a rate is per node
 STATIC_CHUNK, CHUNK = 16384, 8192  # prompt tokens of one pass: TensorRT-LLM 0.5 benchmarks, default of today's engines
 
 
@@ -75,9 +78,9 @@ def _unusable(row: Row) -> str:
         return "concurrency not stated"
     if not row["input_len"] or not row["output_len"]:
         return "lengths not stated"
-    if row["metric"].startswith(("input", "total")):
-        return "prompt throughput"
-    if not row["tp"] or not row["n_devices"]:
+    if row["metric"] not in METRICS:
+        return f"{row['metric']}: not a quantity that is modelled"
+    if not row["n_devices"] or not (row["tp"] or row["n_devices"] == "1"):
         return "no layout"
     return ""
 
@@ -124,12 +127,11 @@ def cases(rows: Sequence[Row], shape_for_row: Callable[[Row], Shape | None]) -> 
 
 def predict(case: Case, constants: Profile) -> float:
     """The median prediction in the unit of the row. The case must be comparable."""
-    decode, first = predict_both(case, constants)
-    return first if case.partition == "first token" else decode
+    return in_unit(case, predict_both(case, constants))
 
 
-def predict_both(case: Case, constants: Profile) -> tuple[float, float]:
-    """Median predictions of a row's value and, in ms, of its time to first token."""
+def predict_both(case: Case, constants: Profile) -> Solved:
+    """Median seconds between tokens and output tokens per second, and median seconds to the first token."""
     assert case.model is not None
     timer = ReplicaTimer(case.model, constants, case.engine)
     load, prompt, output = (np.array([x]) for x in (case.concurrency, case.prompt, case.output))
@@ -142,8 +144,17 @@ def predict_both(case: Case, constants: Profile) -> tuple[float, float]:
         state = timer.closed(load, prompt, output, CHUNK, together=True)
         first, token = float(state.first_s[0]), float(state.token_s[0])
         rate = float(state.output_tokens_per_s(case.output)[0])
-    per = case.devices if case.metric.endswith("per_gpu") else 1
-    return token * 1e3 if case.unit == "ms" else rate / per, first * 1e3
+    return (token, rate), first
+
+
+def in_unit(case: Case, solved: Solved) -> float:
+    """The number of `predict_both` that the case is about, in its unit."""
+    (token, rate), first = solved
+    if case.partition == "first token" or case.metric == "tpot":
+        seconds = first if case.partition == "first token" else token
+        return seconds if case.unit == "s" else seconds * 1e3
+    per = {"gpu": case.devices, "node": case.devices / NODE}.get(case.metric.rpartition("_")[2], 1)
+    return rate / per
 
 
 def validation_rows(path: Path, constants: Profile | None = None) -> list[Scored]:

@@ -40,7 +40,8 @@ def test_more_clients_wait_longer_for_a_token_and_get_more_out(engine: str, prom
     load = timer(engine=engine).closed(clients, np.array(prompt), np.array(output))
     assert np.all(np.diff(load.token_s) > -1e-12)
     assert load.token_s[-1] > load.token_s[0]
-    assert np.all(np.diff(load.requests_per_s) > -1e-9)
+    # At saturation a prompt costs a trifle more beside more decoding sequences.
+    assert np.all(np.diff(load.requests_per_s) > -1e-3 * load.requests_per_s[1:])
 
 
 def test_arrays_of_clients_match_one_at_a_time() -> None:

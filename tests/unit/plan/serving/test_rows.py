@@ -27,6 +27,9 @@ mlperf51-x,infer,fit,Mixtral 8x7B,H200-141G-SXM,8,,,,,,,fp8,,,output_tokens_per_
 no-load,infer,fit,Llama-3 8B,H200-141G-SXM,1,1,1,,,,,fp8,128,2048,output_tokens_per_s,tok/s,26221,TensorRT-LLM,concurrency not stated,,,,,,,,
 odd-layout,infer,fit,DeepSeek-R1,GB200,72,72,1,1,1,1024,,fp8,1024,1024,tpot,ms,24.2,aic sglang,TTFT 8553.3 ms,,,,,,,,
 mtp,infer,fit,DeepSeek-R1,B200,8,8,1,,2,1,,nvfp4,1024,2048,output_tokens_per_s,tok/s,274,TensorRT-LLM,MTP 3 drafts,,,,,,,,
+seconds,infer,fit,Llama-3 8B,H100-80G-SXM,1,,,,,32,,bf16,1024,128,tpot,s,0.013187,aic,trtllm,,,,,,,,
+node,infer,fit,DeepSeek-R1,B200,8,1,1,8,8,3072,,nvfp4,1024,2048,output_tokens_per_s_per_node,tok/s,36384,TensorRT-LLM,FP16 KV,,,,,,,,
+other,infer,fit,Llama-3 8B,H100-80G-SXM,1,1,1,,,32,,bf16,1024,128,latency,ms,9,aic,trtllm,,,,,,,,
 training,train,fit,GPT-3,A100-80G-SXM,8,8,1,,,64,,bf16,,,tflops,TFLOP/s,140,x,,,,,,,,,
 """  # noqa: E501
 
@@ -58,12 +61,13 @@ def test_a_row_becomes_a_case_and_its_first_token_another() -> None:
 def test_what_is_scored_and_why_not() -> None:
     out = found()
     assert {c.id for c in out.values() if c.scored} == {
-        "decode-1", "static-a100", "static-70b", "vllm-32b", "vllm-32b:ttft", "trtllm-8b", "trtllm-8b:ttft",
+        "decode-1", "static-a100", "static-70b", "seconds", "vllm-32b", "vllm-32b:ttft", "trtllm-8b", "trtllm-8b:ttft",
     }  # fmt: skip
     assert "fp8: listed, not scored" in out["vllm-70b-fp8"].reason
     assert "MLPerf" in out["mlperf51-x"].reason
     assert "concurrency not stated" in out["no-load"].reason
     assert "72 does not divide 128 heads" in out["odd-layout"].reason
+    assert "not a quantity that is modelled" in out["other"].reason
     assert "acceptance unknown" in out["mtp"].reason
     assert all(c.reason for c in out.values() if not c.scored)
 
@@ -75,6 +79,12 @@ def test_the_shipped_constants_come_near_rows_that_they_were_not_fitted_to() -> 
             errors[case.partition].append(abs(predict(case, profile()) / case.published - 1))
     assert np.mean(errors["decode"]) < 0.12
     assert np.mean(errors["first token"]) < 0.20
+
+
+def test_units_of_time_and_of_rate() -> None:
+    out = found()
+    assert predict(out["seconds"], profile()) == pytest.approx(predict(out["trtllm-8b"], profile()) / 1000)
+    assert predict(out["node"], profile()) == pytest.approx(8 * predict(out["per-gpu"], profile()))
 
 
 def test_validation_rows_carry_an_interval_or_a_reason(tmp_path: Path) -> None:
