@@ -171,11 +171,8 @@ def reliability(row: Row) -> Scored:
 
 def serving(row: Row) -> list[Scored]:
     """Rows of inference: one answer, or two where the notes give a time to first token."""
-    value = number(row, "value")
-    for column in ("input_len", "output_len"):
-        if row[column]:
+    for column in ("value", "input_len", "output_len"):
+        if row[column] or column == "value":
             number(row, column)
     check_counts(row)
-    seconds = row["metric"] in ("ttft", "tpot") and row["unit"] == "s"
-    asked = {**row, "unit": "ms", "value": repr(1e3 * value)} if seconds else row
-    return scored_rows([{**asked, "split": split(row)}])
+    return scored_rows([{**row, "split": split(row)}])

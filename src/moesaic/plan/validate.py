@@ -89,7 +89,8 @@ def validation_sheet(found: Validation, all_rows: bool = False) -> Sheet:
     sheet.table("rankings", "Layouts of one model, ordered", [_ranking_row(r) for r in found.rankings])
     _listed(sheet, found.scored)
     if all_rows:
-        sheet.table("rows", "Every row", [_row(s) for s in found.scored])
+        printed = {a.scored.id: f"{a.trial.row['value']} {a.trial.row['metric']}" for a in found.answers}
+        sheet.table("rows", "Every row", [_row(s, printed.get(s.id, "")) for s in found.scored])
     _errors(sheet, found.scored)
     _notes(sheet, found)
     return sheet
@@ -120,7 +121,7 @@ def _ranking_row(r: Ranking) -> dict[str, Value]:
     }
 
 
-def _row(s: Scored) -> dict[str, Value]:
+def _row(s: Scored, printed: str) -> dict[str, Value]:
     p = s.predicted
     return {
         "row": s.id,
@@ -132,6 +133,7 @@ def _row(s: Scored) -> dict[str, Value]:
         "p90": p and p.p90,
         "unit": s.unit,
         "error_pct": error(s),
+        "as_printed": printed,
         "scored": "yes" if s.scored else s.reason,
     }
 

@@ -190,6 +190,8 @@ def test_the_verb_on_a_file_of_its_own(tmp_path: Path) -> None:
     assert run.exit_code == 0, run.output
     told = json.loads(run.output)
     assert told["rows"][-1] == told["rows"][-1] | {"row": "new", "published": None, "predicted": None, "split": "check"}
+    by_name = {r["row"]: r for r in told["rows"]}
+    assert by_name["mpf-t3-mixtral8x22b-mcore"]["as_printed"] == "0.463 mfu"
     assert sum(p["check_rows"] for p in told["partitions"]) > 50
     shown = CliRunner().invoke(app, ["plan", "validate", str(file), "--rows"])
     assert "more rows" not in shown.output
