@@ -89,7 +89,8 @@ def validation_sheet(found: Validation, all_rows: bool = False) -> Sheet:
     sheet.table("rankings", "Layouts of one model, ordered", [_ranking_row(r) for r in found.rankings])
     _listed(sheet, found.scored)
     if all_rows:
-        printed = {a.scored.id: f"{a.trial.row['value']} {a.trial.row['metric']}" for a in found.answers}
+        told = ((a.scored.id, a.trial.row) for a in found.answers)
+        printed = {id_: f"{row['value']} {'mfu' if row['metric'] == 'mfu' else row['unit']}" for id_, row in told}
         sheet.table("rows", "Every row", [_row(s, printed.get(s.id, "")) for s in found.scored])
     _errors(sheet, found.scored)
     _notes(sheet, found)
