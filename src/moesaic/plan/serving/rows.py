@@ -159,13 +159,17 @@ def in_unit(case: Case, solved: Solved) -> float:
 
 def validation_rows(path: Path, constants: Profile | None = None) -> list[Scored]:
     """Every inference row of a table of measurements beside its prediction. Raises OSError."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return scored_rows(list(csv.DictReader(file)), constants)
+
+
+def scored_rows(rows: Sequence[Row], constants: Profile | None = None) -> list[Scored]:
+    """The same of rows that were read already: every column present, numbers being numbers."""
     from moesaic.plan.shapes import shape_for_row
 
     constants = constants or profile()
-    with path.open(encoding="utf-8", newline="") as file:
-        found = cases(list(csv.DictReader(file)), shape_for_row)
     out = []
-    for case in found:
+    for case in cases(rows, shape_for_row):
         predicted = None
         if case.comparable:
             middle = predict(case, constants)
