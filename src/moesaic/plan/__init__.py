@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moesaic.plan.api import train_plan as train_plan
+    from moesaic.plan.audit import audit as audit
+    from moesaic.plan.compare import compare_plan as compare_plan
     from moesaic.plan.search_api import search_plan as search_plan
 
-_HOMES = {"train_plan": "moesaic.plan.api", "search_plan": "moesaic.plan.search_api"}
+_HOMES = {
+    "audit": "moesaic.plan.audit",
+    "compare_plan": "moesaic.plan.compare",
+    "search_plan": "moesaic.plan.search_api",
+    "train_plan": "moesaic.plan.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -104,7 +104,7 @@ def test_impossible_questions_are_refused_in_a_line(asked: dict[str, Any], messa
 
 
 def test_an_unknown_device_lists_the_known_ones() -> None:
-    with pytest.raises(PlanError, match="no device 'a1000'; known: .*h100"):
+    with pytest.raises(PlanError, match=r"no device 'a1000'; known: .*h100"):
         train_plan("gpt4", "a1000", 8)
 
 
