@@ -89,7 +89,7 @@ def layout_rows(draw: st.DrawFn) -> Layouts:
         cp=draw(st.sampled_from([1, 1, 2, 4])),
         dp=draw(degree),
         ep=draw(st.sampled_from([1, 1, 2, 4, 8, 16])),
-        etp=draw(st.sampled_from([1, tp])),
+        etp=draw(st.sampled_from([1, 1, tp, tp, 2])),
         micro_batch=draw(st.sampled_from([1, 1, 2, 3])),
         chunks=draw(st.sampled_from([1, 1, 1, 2, 3, 4])),
         zero=draw(st.integers(0, 3)),
