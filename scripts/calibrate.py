@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from moesaic.plan.fit import Free, fit, log_ratios, spread
-from moesaic.plan.published import HALF, training, trial, why_not
+from moesaic.plan.published import HALF, Trial, question, rows
 from moesaic.recipe.show import table_to_toml
 
 FILE = Path(__file__).parents[1] / "src/moesaic/plan/stacks.toml"
@@ -38,6 +38,7 @@ COMMON = {
 }
 OWN = {
     "megatron-2021": {"exposed_dp": 0.5, "exposed_tp": 0.3, "exposed_zero3": 0.7},
+    "megatron-core": {"exposed_tp": 0.3},
     "megatron-bridge": {"pace": 0.2, "sparse_us": 0.5},
     "fsdp": {"pace": 0.2},
     "research": {"pace": 0.2, "layer_us": 0.7},
@@ -53,12 +54,16 @@ def free_constants() -> list[Free]:
     return efficiencies + common + [Free(("stack", s, n), sd) for s, own in OWN.items() for n, sd in own.items()]
 
 
+def runs() -> list[Trial]:
+    """Runs of split `fit` with a published layout, down to 8 bit."""
+    used = (r for r in rows() if r["category"] == "train" and r["split"] == "fit")
+    asked = (question(r) for r in used if r["precision"] in (*HALF, "fp8", "mxfp8"))
+    return [t for t in asked if isinstance(t, Trial)]
+
+
 def main() -> None:
     """Calibrate, say what moved, write the file."""
-    rows = [
-        r for r in training() if r["split"] == "fit" and r["precision"] in (*HALF, "fp8", "mxfp8") and not why_not(r)
-    ]
-    trials = [trial(row) for row in rows]
+    trials = runs()
     before = tomllib.loads(PRIORS.read_text(encoding="utf-8"))
     free = free_constants()
     after = fit(before, trials, free)
@@ -74,7 +79,7 @@ def main() -> None:
             prior = own.get(key, after["common"][key])
             own[key] = float(f"{spread(np.array(seen[name, sparse]), prior):.2g}")
             print(f"{name:20} {key:14} {own[key]:.3f} from {len(seen[name, sparse])} rows")
-    FILE.write_text(HEAD.format(len(rows)) + table_to_toml(after), encoding="utf-8")
+    FILE.write_text(HEAD.format(len(trials)) + table_to_toml(after), encoding="utf-8")
     for sparse in (False, True):
         errors = np.abs(np.expm1([r for (_, s), rs in seen.items() for r in rs if s == sparse]))
         print(

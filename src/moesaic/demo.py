@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from moesaic.errors import MoesaicError
 RUN = Path("runs") / "pocket"
 DRILL = Path("runs") / "demo-drill"
 SMOLLM2 = Path("runs") / "smollm2"
+PLANS = Path("runs") / "plan"
+PLANNED = ("memory_gb", "bubble", "step_time_s", "mfu_with_failures", "days", "dollars", "failures", "goodput")
 ASKED = ("What is the capital of France?", "Write one sentence about the sea.", "How do I reverse a list in Python?")
 NEEDED_BYTES = 7.5e9  # of the upcycled model in fp32, and some room
 QUESTIONS = ("Hi there! How are you?", "What do you do for a living?", "Do you like music?")
@@ -51,6 +54,32 @@ def run_demo(acts: Sequence[int] | None = None) -> None:
     console.rule(f"{time.monotonic() - began:.0f} s")
     if (RUN / "model").is_dir():
         console.print(f"talk to the model:  moesaic chat {RUN / 'model'}", highlight=False)
+
+
+def described_system(console: Console) -> None:
+    """The described system planned, and what was said of it audited; a page for each."""
+    from moesaic.plan import train_plan
+    from moesaic.plan.audit import audit, sheet_of
+    from moesaic.plan.page import write_page
+    from moesaic.plan.wording import text
+
+    sheet = train_plan("gpt4", "a100-80", 24_960, price=1.0)
+    console.print(sheet.title)
+    for key in PLANNED:
+        figure = next(f for f in sheet.figures if f.key == key)
+        share = figure.unit == "share"
+        said = f"{text(figure.value, share)} {'' if share else figure.unit}"
+        console.print(f"  {figure.label:<36} {said}".rstrip(), highlight=False)
+    verdicts = audit()
+    counts = Counter(v.verdict for v in verdicts)
+    console.print(f"{len(verdicts)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()))
+    for v in verdicts:
+        if v.slip:
+            console.print(f"  {v.claim.text}: {v.label}; {v.corrected}", highlight=False)
+    PLANS.mkdir(parents=True, exist_ok=True)
+    for name, found in (("plan", sheet), ("audit", sheet_of(verdicts))):
+        write_page(found, PLANS / f"{name}.html")
+        console.print(f"page: {PLANS / f'{name}.html'}", highlight=False)
 
 
 def pocket(console: Console) -> None:
@@ -170,6 +199,7 @@ def _weights(run: Path) -> bytes:
 
 
 ACTS = (
+    Act("the described system, planned and audited", described_system),
     Act("real weights: SmolLM2 with 16 experts", real_weights),
     Act("the pocket system, from raw text to a chat", pocket),
     Act("killed and resumed, bit for bit", kill_and_resume),

@@ -20,6 +20,9 @@ def verbs(command: Any = None, path: tuple[str, ...] = ()) -> list[tuple[str, ..
     return [path, *(v for name, c in inner.items() for v in verbs(c, (*path, name)))]
 
 
+PLAN_VERBS = ["params", "train", "search", "serve", "failures", "compare", "audit", "validate", "fit"]
+
+
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a call."""
     with pytest.raises(SystemExit) as end:
@@ -30,7 +33,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 def test_the_verbs_are_the_stable_ones() -> None:
     expected = ["chat", "data", "demo", "doctor", "eval", "export", "generate", "import", "recipe", "report", "train"]
-    expected += ["upcycle"]
+    expected += ["upcycle", "plan"]
+    expected += [f"plan {verb}" for verb in PLAN_VERBS]
     expected += ["data build", "data inspect", "recipe diff", "recipe init", "recipe schema", "recipe show"]
     assert sorted(" ".join(v) for v in verbs() if v) == sorted(expected)
 

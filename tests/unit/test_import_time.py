@@ -30,6 +30,17 @@ def test_planning_and_help_load_nothing_heavy(code: str) -> None:
     assert not imported(code) & {"torch", "numpy", "transformers", "tokenizers", "rich", "jinja2"}
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import moesaic.plan.api, moesaic.plan.audit",
+        "from moesaic.plan import train_plan; train_plan('gpt4', 'a100-80', 24_960)",
+    ],
+)
+def test_the_planner_needs_numpy_and_nothing_heavier(code: str) -> None:
+    assert not imported(code) & {"torch", "scipy", "transformers", "tokenizers", "rich", "jinja2", "pint"}
+
+
 def test_train_can_be_called_before_and_after_its_package_is_imported() -> None:
     code = """
 import moesaic, types

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moesaic.plan.api import train_plan as train_plan
+    from moesaic.plan.audit import audit as audit
+    from moesaic.plan.compare import compare_plan as compare_plan
 
-_HOMES = {"train_plan": "moesaic.plan.api"}
+_HOMES = {
+    "audit": "moesaic.plan.audit",
+    "compare_plan": "moesaic.plan.compare",
+    "train_plan": "moesaic.plan.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,8 +7,10 @@ from typing import Any
 
 from moesaic.errors import PlanError
 from moesaic.plan.device import device
+from moesaic.plan.estimate import Estimate
 from moesaic.plan.failures import Faults
 from moesaic.plan.optimality_sheet import add_optimality, sources_of
+from moesaic.plan.prices import Prices
 from moesaic.plan.prices import prices as read_prices
 from moesaic.plan.quantity import parse_context, parse_count
 from moesaic.plan.shapes import read_source
@@ -61,51 +63,34 @@ def train_plan(
     if recipe:
         ramp(sheet, asked, found, recipe)
     if found.fits:
-        add_days_against_devices(sheet, _scaled(asked, wanted, found.devices, price, table))
+        add_days_against_devices(sheet, _scaled(asked, found, price, table))
     if optimality:
         add_optimality(sheet, shape, asked.tokens, sources=sources_of(recipe) if recipe else None)
     return sheet
 
 
-def _scaled(asked: Asked, wanted: Wanted, devices: int, price: float | None, table: Any) -> list[dict[str, Value]]:
-    """The same run on fewer and on more replicas."""
+def _scaled(asked: Asked, found: Estimate, price: float | None, table: Prices) -> list[dict[str, Value]]:
+    """The same run on fewer and on more replicas of the layout found."""
     rows: list[dict[str, Value]] = []
-    inner = devices // int(asked.layouts.dp[0])
+    row = found.layout.row(0)
+    kept: dict[str, Any] = {name: int(row[name]) for name in ("tp", "pp", "cp", "ep", "zero")}
+    kept |= {"seq_len": asked.job.seq_len, "tokens": asked.tokens, "batch_tokens": asked.batch_tokens}
     for scale in SCALES:
-        dp = int(asked.layouts.dp[0] * scale)
-        if dp < 1 or dp * inner > 4 * devices:
-            continue
+        gpus = int(int(row["dp"]) * scale) * found.devices // int(row["dp"])
+        wanted = replace(asked.wanted, gpus=gpus, **kept)
         try:
-            other = ask(asked.shape, None, asked.device, asked.stack, _fixed(asked, wanted, dp * inner))
-        except PlanError:  # the batch has fewer sequences than replicas
+            other = answer(ask(asked.shape, None, asked.device, asked.stack, wanted))
+        except PlanError:  # fewer devices than a replica, or more replicas than sequences
             continue
-        found = answer(other)
-        cost = run_cost(found, asked.tokens, table, price, Faults())
+        cost = run_cost(other, asked.tokens, table, price, Faults())
         rows.append(
             {
-                "devices": found.devices,
-                "micro_batches": found.micro_batches,
-                "mfu_share": found.mfu.p50,
+                "devices": other.devices,
+                "micro_batches": other.micro_batches,
+                "mfu_share": other.mfu.p50,
                 "days": cost.days,
                 "dollars": cost.dollars,
-                "fits": found.fits,
+                "fits": other.fits,
             }
         )
     return rows
-
-
-def _fixed(asked: Asked, wanted: Wanted, gpus: int) -> Wanted:
-    """The question with what the recipe gave written out, so that only the number of devices changes."""
-    row = asked.layouts.row(0)
-    return replace(
-        wanted,
-        gpus=gpus,
-        tp=int(row["tp"]),
-        pp=int(row["pp"]),
-        cp=int(row["cp"]),
-        ep=int(row["ep"]),
-        zero=int(row["zero"]),
-        seq_len=asked.job.seq_len,
-        tokens=asked.tokens,
-        batch_tokens=asked.batch_tokens,
-    )

@@ -106,32 +106,26 @@ class Estimate:
         return self.bytes_needed <= self.device.memory_gb * 1e9
 
 
-def estimate(shape: Shape, job: Job, device: Device, stack: Stack, layouts: Layouts) -> list[Estimate]:
-    """Each of `layouts`, which all pass `layouts.valid`, priced."""
+def estimate(shape: Shape, job: Job, device: Device, stack: Stack, layouts: Layouts) -> Estimate:
+    """The layout that trains most tokens a second among those that fit; where none fits, the smallest.
+
+    All of `layouts` pass `layouts.valid`.
+    """
     space = memory(shape, job, layouts, stack)
     time = step_time(shape, job, layouts, device, stack)
-    n = len(layouts)
+    rate = time.micro_batches * layouts.micro_batch * layouts.dp / time.total
+    fits = space.total <= device.memory_gb * 1e9
+    chosen = int(np.argmax(np.where(fits, rate, 0.0)) if fits.any() else np.argmin(space.total))
 
-    def at(array: Array, i: int) -> Array:
-        return np.broadcast_to(array, n)[i : i + 1]
+    def one(array: Array) -> Array:
+        return np.broadcast_to(array, len(layouts))[chosen : chosen + 1]
 
-    return [
-        Estimate(
-            shape,
-            job,
-            device,
-            stack,
-            layouts[i : i + 1],
-            Memory(*(at(v, i) for v in vars(space).values())),
-            StepTime(*(at(v, i) for v in vars(time).values())),
-        )
-        for i in range(n)
-    ]
-
-
-def best(estimates: list[Estimate]) -> Estimate:
-    """The one that trains most tokens a second among those that fit; where none fits, the smallest."""
-    fitting = [e for e in estimates if e.fits]
-    if not fitting:
-        return min(estimates, key=lambda e: e.bytes_needed)
-    return max(fitting, key=lambda e: e.tokens / e.seconds.p50)
+    return Estimate(
+        shape,
+        job,
+        device,
+        stack,
+        layouts[chosen : chosen + 1],
+        Memory(*(one(v) for v in vars(space).values())),
+        StepTime(*(one(v) for v in vars(time).values())),
+    )

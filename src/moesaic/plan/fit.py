@@ -64,17 +64,23 @@ def log_ratios(table: Mapping[str, Any], trials: Sequence[Trial]) -> Array:
     return np.array([math.log(t.best(settings(t.row, stacks[t.stack]))[1] / t.published_seconds()) for t in trials])
 
 
-def fit(table: Mapping[str, Any], trials: Sequence[Trial], free: Sequence[Free]) -> Table:
-    """`table` with the free constants calibrated on `trials`. Raises PlanError without scipy or runs."""
+def fit(
+    table: Mapping[str, Any], trials: Sequence[Trial], free: Sequence[Free], crowd: float = CROWD, far: float = 0.0
+) -> Table:
+    """`table` with the free constants calibrated on `trials`. Raises PlanError without scipy or runs.
+
+    The search begins at the priors; with `far`, also that many standard deviations below each in turn: the slower of
+    two links hides the faster, whose rate then moves nothing until it is the slower one.
+    """
     try:
         from scipy.optimize import least_squares
     except ImportError as error:
         raise PlanError("calibrating needs scipy; install it with: pip install 'moesaic[fit]'") from error
     if not trials:
         raise PlanError("no run can be compared: each needs its layout, batch, sequence length and a rate or time")
-    crowd = Counter(t.row["source"][:40] for t in trials)
+    company = Counter(t.row["source"][:40] for t in trials)
     noise = np.array([NOISE if t.row["precision"] in HALF else NOISE_LOW for t in trials])
-    weight = np.array([crowd[t.row["source"][:40]] ** -CROWD for t in trials]) / noise
+    weight = np.array([company[t.row["source"][:40]] ** -crowd for t in trials]) / noise
     start = np.log([f.read(table) for f in free])
     limit = np.log([max(f.limit, f.read(table)) for f in free]) + 1e-9
 
@@ -88,9 +94,14 @@ def fit(table: Mapping[str, Any], trials: Sequence[Trial], free: Sequence[Free])
         prior = (x - start) / [f.sd for f in free]
         return np.concatenate([log_ratios(moved(x), trials) * weight, prior])
 
-    found = least_squares(
-        residuals, start, loss="soft_l1", f_scale=OUTLIER, bounds=(-np.inf, limit), diff_step=1e-3, max_nfev=30
-    )
+    def search(begin: Array) -> Any:
+        bounds = (-np.inf, limit)
+        return least_squares(
+            residuals, begin, loss="soft_l1", f_scale=OUTLIER, bounds=bounds, diff_step=1e-3, max_nfev=30
+        )
+
+    begins = [start] + [start - far * f.sd * (np.arange(len(free)) == i) for i, f in enumerate(free) if far]
+    found = min((search(begin) for begin in begins), key=lambda one: one.cost)
     out = moved(found.x)
     for f, value in zip(free, found.x, strict=True):
         f.write(out, float(f"{math.exp(value):.3g}"))

@@ -21,6 +21,7 @@ UNITS = {
     "purchase": "$/device",
     "power.dollars_per_kwh": "$/kWh",
     "power.pue": "",
+    "power.hall_dollars_per_kw_month": "$/kW-month",
     "network.dollars_per_device": "$/device",
     "storage.dollars_per_tb": "$/TB",
     "storage.dollars_per_tb_month": "$/TB-month",

@@ -5,8 +5,10 @@ recomputation) is chosen as a practitioner would: the fastest that fits.
 """
 
 import csv
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,12 +16,12 @@ import numpy as np
 
 from moesaic.errors import PlanError
 from moesaic.plan.device import Device, device
-from moesaic.plan.job import Job
+from moesaic.plan.job import OPTIMIZER_BYTES, Job
 from moesaic.plan.layouts import FULL, NONE, SELECTIVE, Array, Layouts, valid
 from moesaic.plan.memory import Memory, memory
 from moesaic.plan.shape import Shape
-from moesaic.plan.shapes import shape_for_row
-from moesaic.plan.stack import Stack, stack
+from moesaic.plan.shapes import NOT_PLAIN, shape_for_row
+from moesaic.plan.stack import Stack
 from moesaic.plan.step import step_time
 
 Row = Mapping[str, str]
@@ -43,7 +45,21 @@ STACKS = (
 # Sources whose MFU counts half of the scores. Neither says so; only then does their MFU move smoothly with the context.
 CAUSAL = ("2504.14960", "2407.21783")
 MICRO_BATCHES = (1, 2, 4, 8)
-SEQUENCES = {"batch": "global_batch_seqs", "devices": "n_devices"}
+MOST_LAYERS = 2000
+RATES = ("iter_time", "tokens_per_s", "tokens_per_s_per_gpu", "mfu", "model_tflops_per_gpu", "hw_tflops_per_gpu")
+COUNTS = (
+    *("n_layers", "d_model", "n_heads", "d_ff", "vocab", "n_experts", "top_k", "n_devices", "tp", "pp", "cp", "dp"),
+    *("ep", "vpp", "zero", "seq_len", "global_batch_seqs", "micro_batch"),
+)
+COLUMNS = (
+    *("id", "category", "split", "model", "params_b", "active_params_b", "n_kv_heads", "ffn", "device", "recompute"),
+    *("precision", "input_len", "output_len", "metric", "unit", "value", "source", "notes", "peak_tflops", *COUNTS),
+    *("value_includes_recompute", "how_read"),
+)
+CODES = ("category", "split", "recompute", "precision", "metric")
+# Values that a row has in its notes only. OPT's "2M-token batch" is 992 sequences of 2,048: the nearest that its 124
+# replicas divide.
+AMENDED: Mapping[str, Mapping[str, str]] = {"opt-175b": {"global_batch_seqs": "992"}}
 
 
 @dataclass(frozen=True)
@@ -77,16 +93,18 @@ class Trial:
 
     def published_seconds(self) -> float:
         """Seconds a step that the published value means."""
-        row, value = self.row, float(self.row["value"])
-        tokens = self.job.batch_tokens
-        metric = row["metric"]
+        row, value, tokens = self.row, number(self.row, "value"), self.job.batch_tokens
+        metric, unit = row["metric"], row["unit"]
         if metric == "iter_time":
-            return value
+            return value * (1e-3 if unit == "ms" else 1.0)
         if metric == "tokens_per_s_per_gpu":
             return tokens / (value * self.devices)
         if metric == "tokens_per_s":
             return tokens / value
-        rate = value * 1e12 if metric.endswith("tflops_per_gpu") else value * self.device.peak("bf16")
+        if metric == "mfu":
+            rate = value * self.device.peak("bf16") * (0.01 if "%" in unit else 1.0)
+        else:
+            rate = value * 1e12
         flop = megatron_flop(self.shape, self.job.seq_len, causal=any(word in row["source"] for word in CAUSAL))
         if metric == "hw_tflops_per_gpu":
             flop *= 4 / 3  # with the forward pass that full recomputation repeats (arXiv:2104.04473, eq. 3)
@@ -122,37 +140,87 @@ def megatron_flop(shape: Shape, seq_len: int, causal: bool = False) -> float:
 
 
 def rows(path: Path | None = None) -> list[Row]:
-    """Rows of a CSV file in the layout of the shipped one. Raises PlanError."""
+    """Rows of a CSV file in the layout of the shipped one, every column of `COLUMNS` present. Raises PlanError."""
     try:
-        text = (files("moesaic.plan").joinpath("published.csv") if path is None else path).read_text(encoding="utf-8")
+        file = files("moesaic.plan").joinpath("published.csv") if path is None else path
+        text = file.read_text(encoding="utf-8-sig")
+        found = [_whole(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}") from error
-    found: list[Row] = list(csv.DictReader(text.splitlines()))
-    if not found or {"id", "metric", "value"} - found[0].keys():
-        raise PlanError(f"{path}: needs columns id, metric, value and those of docs/plan-validate.md")
-    return found
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PlanError(f"{path} is no CSV file in UTF-8: {error}") from error
+    if not found or not {"model", "metric", "value"} <= found[0].keys():
+        raise PlanError(f"{path}: needs rows, and columns model, metric, value; docs/plan-validate.md has the rest")
+    complete = [{**dict.fromkeys(COLUMNS, ""), **row} for row in found]
+    for number, row in enumerate(complete, 2):
+        row["id"] = row["id"] or f"line {number}"
+        row.update(AMENDED.get(row["id"], {}) if path is None else {})
+    return [row for row in complete if any(row[c] for c in ("model", "metric", "value"))]
 
 
-def why_not(row: Row) -> str:
-    """Why a row of training cannot be compared, in a few words; empty when it can."""
-    if any(row[c] == "" for c in ("tp", "pp", "dp", "seq_len", "global_batch_seqs", "n_devices")):
-        return "no published layout"
-    if shape_for_row(row) is None:
-        return "not a plain transformer"
+def _whole(row: Mapping[str | None, str | list[str] | None]) -> dict[str, str]:
+    """A row without what is missing or too much; counts that a spreadsheet wrote as 8.0 are 8."""
+    out = {k.strip(): (v or "").strip() for k, v in row.items() if k is not None and not isinstance(v, list)}
+    out |= {c: out[c].removesuffix(".0") for c in COUNTS if c in out}
+    return out | {c: out[c].lower() for c in CODES if c in out}
+
+
+def number(row: Row, column: str) -> float:
+    """A positive number of a row. Raises PlanError that names row and column."""
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise PlanError(f"row {row['id']}: {column} = '{row[column]}' is no positive number")
+    return value
+
+
+def check_counts(row: Row) -> None:
+    """Raises PlanError that names row and column where a count is no whole number above 0."""
+    for column in COUNTS:
+        value = row[column]
+        if value and not (value.isdecimal() and len(value) < 16 and (int(value) > 0 or column == "zero")):
+            raise PlanError(f"row {row['id']}: {column} = '{value}' is no whole number above 0")
+    if row["n_layers"] and int(row["n_layers"]) > MOST_LAYERS:
+        raise PlanError(f"row {row['id']}: n_layers = {row['n_layers']} exceeds {MOST_LAYERS}")
+    for small, large in (("n_heads", "d_model"), ("top_k", "n_experts")):
+        if row[small] and row[large] and int(row[small]) > int(row[large]):
+            raise PlanError(f"row {row['id']}: {small} = {row[small]} exceeds {large} = {row[large]}")
+    if row["params_b"]:
+        number(row, "params_b")
+
+
+def question(row: Row, shape: Shape | None = None, name: str = "") -> Trial | str:
+    """What a row asks the planner, or in a few words why it cannot be compared.
+
+    `shape` and `name` (of a stack) stand for those that follow from the row. Raises PlanError that names row and
+    column where a cell is no number.
+    """
+    check_counts(row)
     if row["metric"].startswith("gpu_hours"):
         return "a whole run, with its failures"
-    return ""
-
-
-def trial(row: Row) -> Trial:
-    """The question that a row asks. Only for rows where `why_not` is empty."""
-    shape = shape_for_row(row)
-    assert shape is not None
-    name = next((s for word, s in STACKS if word in row["source"]), _by_layout(row))
-    if name == "megascale" and row["notes"].startswith("Megatron-LM"):
-        name = "megatron-2021"
-    job = Job(int(row["seq_len"]), int(row["global_batch_seqs"]), row["precision"])
-    return Trial(row, shape, device(row["device"]), name, job, _open(row, shape, job))
+    if row["category"] == "train" and row["metric"] not in RATES:
+        return f"metric '{row['metric']}' is none of a step"
+    shape = shape or shape_for_row(row)
+    if any(row[c] == "" for c in ("tp", "pp", "dp", "seq_len", "global_batch_seqs", "n_devices")):
+        return "no published layout"
+    if shape is None:
+        return "not a plain transformer" if row["model"].startswith(NOT_PLAIN) else "unknown model"
+    try:
+        kind = device(row["device"])
+        kind.peak(row["precision"])
+        if not name:
+            name = next((s for word, s in STACKS if word in row["source"]), _by_layout(row))
+            if name == "megascale" and row["notes"].startswith("Megatron-LM"):
+                name = "megatron-2021"
+        job = _job(row, name)
+        layouts = _open(row, shape, job)
+    except PlanError as error:
+        return str(error)
+    if int(layouts.world[0]) != int(row["n_devices"]):
+        return f"TP x PP x CP x DP = {layouts.world[0]} and not the {row['n_devices']} devices"
+    return Trial(row, shape, kind, name, job, layouts)
 
 
 def _by_layout(row: Row) -> str:
@@ -161,13 +229,27 @@ def _by_layout(row: Row) -> str:
     return "fsdp" if row["zero"] == "3" and row["pp"] == "1" else "megatron-core"
 
 
+def _job(row: Row, name: str) -> Job:
+    """The step of a row, with the bytes of its stack.
+
+    Megatron-Bridge's recipes reduce gradients in bf16 (`grad_reduce_in_fp32 = False`), and those of the DeepSeek-V3
+    family keep both moments of Adam in bf16 (`exp_avg_dtype`, `exp_avg_sq_dtype`: recipes/deepseek, recipes/moonlight).
+    """
+    gradient, optimizer = 4, OPTIMIZER_BYTES
+    if name == "megatron-bridge":
+        gradient = 2
+        optimizer = 8 if row["model"].startswith(("DeepSeek-V3", "Moonlight")) else optimizer
+    return Job(int(row["seq_len"]), int(row["global_batch_seqs"]), row["precision"], gradient, optimizer)
+
+
 def _open(row: Row, shape: Shape, job: Job) -> Layouts:
-    """Every layout that agrees with the row."""
+    """Every layout that agrees with the row. Raises PlanError when none can run."""
     degree = {name: int(row[name] or 1) for name in ("tp", "pp", "cp", "dp", "ep")}
     per_stage = -(-shape.n_layers // degree["pp"])
     chunks = [int(row["vpp"])] if row["vpp"] else list(range(1, per_stage + 1))
     micro = [int(row["micro_batch"])] if row["micro_batch"] else list(MICRO_BATCHES)
-    modes = {"": (NONE, SELECTIVE, FULL), "none": (NONE,), "full": (FULL,)}.get(row["recompute"], (SELECTIVE,))
+    recompute = row["recompute"] or ("full" if row["metric"].startswith("hw_") else "")  # such rates count it
+    modes = {"": (NONE, SELECTIVE, FULL), "none": (NONE,), "full": (FULL,)}.get(recompute, (SELECTIVE,))
     split = "folding" not in row["id"] and "2504.14960" in row["source"]
     grid = np.array([(b, v, r) for b in micro for v in chunks for r in modes])
     made = Layouts.of(
@@ -178,25 +260,22 @@ def _open(row: Row, shape: Shape, job: Job) -> Layouts:
         zero=int(row["zero"] or 1),
         recompute=grid[:, 2],
     )
-    ok = valid(shape, made, job.batch) & (job.batch % (made.dp * made.micro_batch) == 0)
-    whole = made.micro_batches(job.batch) * made.dp * made.micro_batch == job.batch
-    return made[ok & whole] if (ok & whole).any() else made[:1]
-
-
-def training(path: Path | None = None) -> Iterator[Row]:
-    """Rows of training."""
-    return (row for row in rows(path) if row["category"] == "train")
+    whole = (made.micro_batches(job.batch) * made.dp * made.micro_batch == job.batch) & (made.dp <= job.batch)
+    if not whole.any():
+        raise PlanError(f"{job.batch} sequences do not divide over {degree['dp']} replicas, micro-batches and stages")
+    ok = whole & valid(shape, made, job.batch)
+    if ok.any():
+        return made[ok]
+    plain = replace(made, chunks=np.ones_like(made.chunks))
+    if not valid(shape, plain, job.batch).any():
+        raise PlanError("heads, layers or experts do not divide over these ranks")
+    # Interleaved with stages of unequal length, by a table of its own (DeepSeek-V3 with its extra layer, for one).
+    first = whole & (made.chunks == made.chunks[whole][0]) & (made.micro_batch == made.micro_batch[whole][0])
+    return made[first]
 
 
 def settings(row: Row, using: Stack) -> Stack:
     """The stack as a row ran it: sequence parallelism came with selective recomputation (arXiv:2205.05198)."""
-    from dataclasses import replace
-
     if using.name == "megatron-2021":
         return replace(using, sequence_parallel=row["recompute"].startswith("selective"))
     return using
-
-
-def profile(name: str) -> Stack:
-    """The shipped profile of a stack."""
-    return stack(name)

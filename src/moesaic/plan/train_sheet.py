@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from moesaic.plan.cost import days, dollars, energy_mwh, implied_mfu, megawatts
 from moesaic.plan.estimate import Estimate
 from moesaic.plan.failures import Faults, outcome
+from moesaic.plan.failures_sheet import failures_sheet
 from moesaic.plan.flops import parameter_flops
 from moesaic.plan.memory import Memory
 from moesaic.plan.prices import Prices
@@ -58,8 +59,9 @@ def _layout(sheet: Sheet, asked: Asked, found: Estimate) -> None:
     row = found.layout.row(0)
     world = f"tp {row['tp']} x pp {row['pp']} x cp {row['cp']} x dp {row['dp']}"
     section = "Layout"
+    idle = asked.wanted.gpus - found.devices
     sheet.add(section, "devices", "devices at work", found.devices, "", f"{world} = {found.devices}")
-    sheet.add(section, "idle_devices", "devices left over", asked.idle, "", "given devices - devices at work")
+    sheet.add(section, "idle_devices", "devices left over", idle, "", "given devices - devices at work")
     for name, value in row.items():
         sheet.add(section, str(name), f"{LAYOUT_WORDS[name]}", value, "", "given, or the fastest that fits")
     sheet.add(section, "gradient_bytes", "bytes of a gradient", found.job.gradient_bytes, "", "4: fp32, 2: bf16")
@@ -78,10 +80,10 @@ def _layout(sheet: Sheet, asked: Asked, found: Estimate) -> None:
     if found.shape.sparse_layers:
         each = found.tokens * found.shape.top_k / experts
         sheet.add(section, "batch_tokens_per_expert", "", each, "tokens per expert", "batch x top_k / experts")
-    if asked.idle:
+    if idle:
         inner = found.devices // int(found.layout.dp[0])
         sheet.note(
-            f"{asked.idle} devices stay idle: a replica takes {inner}, so {found.devices:,} or "
+            f"{idle} devices stay idle: a replica takes {inner}, so {found.devices:,} or "
             f"{found.devices + inner:,} come out even."
         )
 
@@ -115,9 +117,9 @@ def _memory(sheet: Sheet, found: Estimate) -> None:
     for name, value in parts.items():
         sheet.add(section, f"memory_{name}_gb", MEMORY_WORDS[name], value, "GB", f"docs/plan-train.md, memory: {name}")
     total = sum(parts.values())
-    sheet.add(section, "memory_gb", "together", total, "GB", "sum of the above")
+    sheet.add(section, "memory_gb", "memory needed", total, "GB", "sum of the above")
     sheet.add(section, "device_memory_gb", "the device has", found.device.memory_gb, "GB", found.device.source)
-    sheet.add(section, "fits", "fits", found.fits, "", "together <= the device has")
+    sheet.add(section, "fits", "fits", found.fits, "", "memory needed <= the device has")
     if not found.fits:
         sheet.note(
             f"Does not fit: {total:.1f} GB of {found.device.memory_gb:g}. See the table of what would; raise tp, pp or "
@@ -210,6 +212,8 @@ def _run(sheet: Sheet, asked: Asked, found: Estimate, prices: Prices, price: flo
         "share",
         "training FLOP / (devices x peak x days)",
     )
+    for chart in failures_sheet(found.shape, found.devices, cost.days.p50, faults).charts:
+        sheet.chart(chart)
     if found.job.imbalance == 1 and found.shape.sparse_layers:
         sheet.note("Experts are taken as evenly loaded; --imbalance 1.2 prices a busiest expert of 1.2 times the mean.")
 

@@ -8,8 +8,8 @@ import torch
 
 from moesaic.data import Batch, DataFolder, Loader
 from moesaic.model import Transformer, select_trainable
+from moesaic.plan.forecast import forecast
 from moesaic.recipe import Recipe, Stage
-from moesaic.train.forecast import forecast
 from moesaic.train.machine import Machine
 from moesaic.train.optimizer import build_optimizer
 from moesaic.train.start import load_teacher

@@ -23,7 +23,7 @@ def sheet() -> Sheet:
     out.add("Step", "nothing", "not known", float("nan"), "s", "")
     out.add("Step", "missing", "not asked", None, "", "")
     out.table("stages", "Memory by stage", [_stage(i) for i in range(STAGES)])
-    out.table("layouts", "Layouts", [_layout(i) for i in range(90)])
+    out.table("layouts", "Layouts", [_layout(i) for i in range(160)])
     out.table("empty", "Nothing found", [])
     for chart in charts():
         out.chart(chart)

@@ -16,7 +16,7 @@ def test_json_holds_every_figure_and_row_under_its_key() -> None:
     assert out["step_time_s"] == {"p10": 26.83, "p50": 29.41, "p90": 33.02}
     assert out["fits"] is True
     assert out["model_name"] == EVIL
-    assert len(out["layouts"]) == 90
+    assert len(out["layouts"]) == 160
     assert out["layouts"][3]["step_time_s"]["p50"] == 32.0
     assert out["empty"] == []
     keys = list(out)

@@ -125,7 +125,7 @@ def test_json_is_json_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     show(sheet(), as_json=True, html=tmp_path / "page.html")
     out = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))
     assert out["slope"] is None
-    assert len(out["layouts"]) == 90
+    assert len(out["layouts"]) == 160
     assert (tmp_path / "page.html").exists()
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from moesaic.plan.forecast import forecast
 from moesaic.recipe import Recipe, check_recipe
 from moesaic.train.checkpoint import CheckpointStore
-from moesaic.train.forecast import forecast
 
 LAYERS, EXPERTS = 6, 16
 

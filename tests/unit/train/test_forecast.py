@@ -11,8 +11,10 @@ from synthetic import recipe
 
 import tiny
 from moesaic.model import Transformer, initialise
+from moesaic.plan.flops import training_flops
+from moesaic.plan.forecast import _ramp, forecast
+from moesaic.plan.shape import shape_of
 from moesaic.recipe import BatchStep, Recipe, Stage
-from moesaic.train.forecast import _ramp, forecast
 from moesaic.train.machine import Machine
 from moesaic.train.measure import expected
 
@@ -47,6 +49,9 @@ def test_numbers_follow_from_the_recipe_and_the_rates() -> None:
     assert pretrain["steps"] == begun + rest
     assert pretrain["seconds"] == begun * 4096 / 500 + rest * 8192 / 1000
     assert pretrain["flops"] == 6 * ours.model.active_parameters * 2_000_000
+    # The scores add to the products, and the table of embeddings is looked up, not multiplied, where the head is it.
+    assert pretrain["flops_with_attention"] == training_flops(shape_of(ours.model, "ours"), 128) * 2_000_000
+    assert result["total"]["flops_with_attention"] == sum(s["flops_with_attention"] for s in result["stages"])
     assert pretrain["batch_tokens"] == [4096, 8192]
     assert pretrain["batch_sequences"] == [32, 64]
     assert pretrain["tokens_per_expert"] == 8192 * 2 / 16

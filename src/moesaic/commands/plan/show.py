@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Print the formula and the inputs of each number.")]
 HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML file with pictures.")]
 
-MOST_ROWS = 30  # of a table
+MOST_ROWS = 100  # of a table
 PROSE = 100  # remarks and formulas are read in lines of at most this
 LONGEST_LABEL = 56
 WORDS, FEWEST = 48, 16  # a column of words is at most this wide, and shrinks to this before columns move below
@@ -25,8 +25,13 @@ GAP = 2  # between columns
 PIPED = 1000  # a table that goes into a file or another program stays in one piece
 
 
-def show(sheet: "Sheet", as_json: bool = False, explain: bool = False, html: Path | None = None) -> None:
-    """Print `sheet` as asked, and write the page. Raises PlanError when the page cannot be written."""
+def show(
+    sheet: "Sheet", as_json: bool = False, explain: bool = False, html: Path | None = None, every_row: bool = False
+) -> None:
+    """Print `sheet` as asked, and write the page. Raises PlanError when the page cannot be written.
+
+    Tables are cut after `MOST_ROWS` rows unless `every_row`.
+    """
     if html is not None:
         from moesaic.plan.page import write_page
 
@@ -34,12 +39,12 @@ def show(sheet: "Sheet", as_json: bool = False, explain: bool = False, html: Pat
     if as_json:
         print(json.dumps(sheet.to_json(), indent=2, allow_nan=False))
         return
-    _print(sheet, explain)
+    _print(sheet, explain, every_row)
     if html is not None:
         print(f"\npage: {html}")
 
 
-def _print(sheet: "Sheet", explain: bool) -> None:
+def _print(sheet: "Sheet", explain: bool, every_row: bool) -> None:
     from rich.console import Console
 
     console = Console()  # it is given Text only, in which nothing is markup
@@ -50,7 +55,7 @@ def _print(sheet: "Sheet", explain: bool) -> None:
         _say(console, f"\n{section}", "bold")
         _figures(console, list(figures), explain)
     for table in sheet.tables:
-        _table(console, table)
+        _table(console, table, len(table.rows) if every_row else MOST_ROWS)
     for note in sheet.notes:
         console.print()
         _prose(console, f"note: {note}", "", "      ")
@@ -92,7 +97,7 @@ def _explain(console: "Console", figure: "Figure") -> None:
         _prose(console, inputs, "        with ", "             ", "dim")
 
 
-def _table(console: "Console", table: "Table") -> None:
+def _table(console: "Console", table: "Table", most: int) -> None:
     """The first rows of a table. Columns that do not fit beside the others follow below, with the first repeated."""
     from moesaic.plan.wording import columns_of, heading, is_share, misses, text
 
@@ -101,7 +106,7 @@ def _table(console: "Console", table: "Table") -> None:
     if not columns:
         _say(console, "  none")
         return
-    rows = table.rows[:MOST_ROWS]
+    rows = table.rows[:most]
     cells = {key: [text(row.get(key), is_share(key)) for row in rows] for key, _ in columns}
     widths = {}
     for key, is_number in columns:

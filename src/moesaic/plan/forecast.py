@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from moesaic.plan.flops import training_flops
+from moesaic.plan.shape import shape_of
 from moesaic.recipe import Recipe, Stage
 
 WEIGHT_BYTES, GRADIENT_BYTES, ADAM_BYTES = (
@@ -21,12 +23,13 @@ def forecast(
     """The contents of `forecast.json`.
 
     `rates`: measured tokens/s by stage and batch (tokens); a stage that lacks one gets no time.
-    `source_tokens`: tokens of one epoch by source, once the shards are built; without it there are no epochs
-    and no stage ends early. Steps assume full packs. FLOPs are 6 x active parameters x tokens, without
-    attention scores. Memory counts weights, gradients and Adam's moments of all devices together, without
-    activations.
+    `source_tokens`: tokens of one epoch by source, once the shards are built; without it there are no epochs and no
+    stage ends early. Steps assume full packs. `flops` are 6 x active parameters x tokens, `flops_with_attention` every
+    product with the causal half of the scores. Memory counts weights, gradients and Adam's moments of all devices
+    together, without activations.
     """
-    total, active = recipe.model.parameters(), recipe.model.active_parameters
+    shape = shape_of(recipe.model, recipe.name)
+    total, active = shape.total_parameters, shape.active_parameters
     capacity = {s.name: source_tokens[s.name] * s.epochs for s in recipe.data.sources} if source_tokens else None
     left = dict(capacity) if capacity else None
     stages: list[dict[str, Any]] = []
@@ -49,6 +52,7 @@ def forecast(
                 "tokens_per_second": tokens / seconds if seconds else None,
                 "seconds": seconds,
                 "flops": 6 * active * tokens,
+                "flops_with_attention": training_flops(shape, stage.seq_len) * tokens,
                 "epochs": _epochs(drawn, source_tokens),
             }
         )
@@ -67,6 +71,7 @@ def forecast(
             "tokens": sum(s["tokens"] for s in stages),
             "steps": sum(s["steps"] for s in stages),
             "flops": sum(s["flops"] for s in stages),
+            "flops_with_attention": sum(s["flops_with_attention"] for s in stages),
             "seconds": sum(times) if None not in times else None,
         },
     }

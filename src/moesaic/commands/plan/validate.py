@@ -1,0 +1,31 @@
+"""`moesaic plan validate`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moesaic.commands.options import JsonOption
+from moesaic.commands.plan.options import StacksOption
+from moesaic.commands.plan.show import ExplainOption, HtmlOption, show
+
+
+def validate(
+    csv: Annotated[
+        Path | None, typer.Argument(metavar="[CSV]", help="Measurements; without it the 595 published ones.")
+    ] = None,
+    rows: Annotated[bool, typer.Option("--rows", help="List every row, and why one is not scored.")] = False,
+    stacks: StacksOption = None,
+    as_json: JsonOption = False,
+    explain: ExplainOption = False,
+    html: HtmlOption = None,
+) -> None:
+    """How accurate the planner is, on published measurements or on yours."""
+    from rich.console import Console
+
+    from moesaic.plan.validate import validate as compare
+    from moesaic.plan.validate import validation_sheet
+
+    with Console(stderr=True).status("pricing what was measured ..."):  # seen on a terminal only
+        sheet = validation_sheet(compare(csv, stacks), rows)
+    show(sheet, as_json, explain, html, every_row=rows)
