@@ -81,8 +81,8 @@ class Layouts:
     @property
     def edp(self) -> Array:
         """Replicas of each expert shard."""
-        edp: Array = self.dp * self.cp * self.tp // (self.ep * self.etp)
-        return edp
+        replicas: Array = self.dp * self.cp * self.tp // (self.ep * self.etp)
+        return replicas
 
     def micro_batches(self, batch: int) -> Array:
         """Micro-batches of one replica in a step of at most `batch` sequences.

@@ -61,19 +61,19 @@ def kinds(shape: Shape, start: Array, layers: Array) -> tuple[Array, Array]:
 
 
 def heaviest(shape: Shape, L: Layouts) -> list[Array]:
-    """Stages one of which needs most memory, in order of their place.
+    """Stages one of which needs most memory: the first (embedding), the last (head), and few between.
 
-    Apart from the first (embedding) and the last (head), of two stages with the same layers the earlier one has at
-    least as many micro-batches in flight. So of each kind of stage (how many layers, and whether they are dense, mixed
-    or sparse) only the first counts.
+    Of two stages with the same layers the earlier has at least as many micro-batches in flight. So of each kind (how
+    many layers, and whether they are dense, mixed or sparse) only the first counts, and those like the first stage not
+    at all.
     """
     last = L.pp - 1
     few, full = split(shape, L)
-    found = [0 * L.pp, 0 * L.pp + 1, full]
+    between = [full]
     if leading(shape):
         sparse = first_sparse(shape, few, full)
-        found += [sparse - 1, sparse, np.maximum(sparse, full)]  # the one with both kinds, those with sparse only
-    return [np.clip(index, 0, last) for index in found] + [last]
+        between += [sparse - 1, sparse]  # the one with both kinds, and the one after
+    return [0 * last, *(np.clip(index, 0, last) for index in between), last]
 
 
 def slowest(shape: Shape, L: Layouts) -> list[Array]:
@@ -84,8 +84,8 @@ def slowest(shape: Shape, L: Layouts) -> list[Array]:
     """
     last, full = L.pp - 1, split(shape, L)[1]
     if leading(shape):
-        return [last, 0 * last, np.maximum(full, 0), np.maximum(last - 1, 0)]
-    return [last, np.maximum(full, 0)] if (full < last).any() else [last]
+        return [last, 0 * last, full, np.maximum(last - 1, 0)]
+    return [last, full] if (full < last).any() else [last]
 
 
 def leading(shape: Shape) -> bool:

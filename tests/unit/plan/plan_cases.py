@@ -89,7 +89,7 @@ def layout_rows(draw: st.DrawFn) -> Layouts:
         cp=draw(st.sampled_from([1, 1, 2, 4])),
         dp=draw(degree),
         ep=draw(st.sampled_from([1, 1, 2, 4, 8, 16])),
-        etp=draw(st.sampled_from([1, tp])),
+        etp=draw(st.sampled_from([1, 1, tp, tp, 2])),
         micro_batch=draw(st.sampled_from([1, 1, 2, 3])),
         chunks=draw(st.sampled_from([1, 1, 1, 2, 3, 4])),
         zero=draw(st.integers(0, 3)),
@@ -132,3 +132,24 @@ def cases(draw: st.DrawFn) -> Case:
     ok = valid(shape, layouts, job.batch)
     assume(ok.any())
     return Case(shape, job, layouts[np.flatnonzero(ok)[:4]], device, draw(stack_profiles()))
+
+
+@st.composite
+def staged(draw: st.DrawFn) -> Case:
+    """Sparse models whose first layers are dense, on pipelines: stages of many kinds, any of which may be the worst."""
+    n_layers, pp = draw(st.integers(6, 60)), draw(st.integers(2, 12))
+    width = draw(st.sampled_from([64, 256, 1024, 4096]))
+    shape = Shape(
+        "staged", n_layers, 256, 4, 4, 64, draw(st.sampled_from([256, 1024, 16_384])), 1024,
+        n_experts=8, top_k=draw(st.integers(1, 8)), d_expert=width, dense_layers=draw(st.integers(1, n_layers - 1)),
+    )  # fmt: skip
+    layouts = Layouts.of(
+        pp=min(pp, n_layers),
+        ep=draw(st.sampled_from([1, 8])),
+        dp=8,
+        zero=draw(st.integers(0, 3)),
+        recompute=draw(st.integers(0, 2)),
+    )
+    job = Job(draw(st.sampled_from([16, 256, 2048])), 8 * draw(st.integers(1, 20)), zero_bubble=draw(st.booleans()))
+    using = replace(stacks()["megatron-core"], sparse_us=0.0, layer_us=0.0, sync_us=0.0)
+    return Case(shape, job, layouts, devices()["h100"], using)

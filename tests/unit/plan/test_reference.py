@@ -2,7 +2,7 @@
 
 import pytest
 from hypothesis import given, settings
-from plan_cases import Case, cases
+from plan_cases import Case, cases, staged
 
 from moesaic.plan.memory import Memory, memory, memory_total
 from moesaic.plan.reference_time import ReferenceTime
@@ -34,3 +34,13 @@ def test_a_step_is_all_micro_batches_on_the_slowest_of_all_stages(case: Case) ->
         assert set(wanted) == set(PARTS)
         assert {n: float(getattr(found, n)[i]) for n in PARTS} == near(wanted)
         assert found.total[i] == near(sum(wanted.values()))
+
+
+@settings(max_examples=500)
+@given(staged())
+def test_no_stage_is_overlooked(case: Case) -> None:
+    """The fast path looks at a few stages only; here each stage may differ from its neighbours."""
+    one = ReferenceTime(case.shape, case.job, case.layouts.row(0), case.device, case.stack)
+    assert memory_total(case.shape, case.job, case.layouts, case.stack)[0] == near(sum(one.memory().values()))
+    found = step_time(case.shape, case.job, case.layouts, case.device, case.stack)
+    assert found.total[0] == near(sum(one.step().values()))
