@@ -16,6 +16,7 @@ from moesaic.plan.schedule import (
     Op,
     Orders,
     advice,
+    held_micro_batches,
     in_flight,
     interleaved_bubble,
     lower_bound,
@@ -160,6 +161,16 @@ def test_interleaved_holds_what_korthikanti_says(p: int, rounds: int, v: int) ->
     assert held[0] == p * v + p - 1
     assert held == [(v - 1) * p + 2 * (p - 1 - s) + 1 for s in range(p)]
     assert max(in_flight(orders("zbv", p, p * rounds, 2))) <= 2 * p  # no more than 1F1B on its first rank
+
+
+@given(plan=plans())
+def test_fullest_rank_in_closed_form(plan: Orders) -> None:
+    held = max(in_flight(plan)) / plan.v
+    closed = float(held_micro_batches(plan.kind, plan.p, plan.m, plan.v))
+    if plan.kind == "zbv" and plan.m < 2 * plan.p - 1:
+        assert held <= closed
+    else:
+        assert held == closed
 
 
 def test_transfers_lengthen_the_fill() -> None:

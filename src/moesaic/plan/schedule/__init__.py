@@ -1,6 +1,6 @@
 """Pipeline schedules: bubbles in closed form, orders, simulation, and which micro-batch counts run."""
 
-from moesaic.plan.schedule.closed import interleaved_bubble, plain_bubble, step_bubble, zero_bubble
+from moesaic.plan.schedule.closed import held_micro_batches, interleaved_bubble, plain_bubble, step_bubble, zero_bubble
 from moesaic.plan.schedule.feasible import (
     Engine,
     Offer,
@@ -23,6 +23,7 @@ __all__ = [
     "Simulation",
     "UnevenStep",
     "advice",
+    "held_micro_batches",
     "in_flight",
     "interleaved_bubble",
     "lower_bound",

@@ -55,6 +55,23 @@ def zero_bubble(
     return np.asarray(idle / (m * v * (f + i + w) + idle))
 
 
+def held_micro_batches(kind: Kind, p: ArrayLike, m: ArrayLike, v: ArrayLike = 1) -> Floats:
+    """Micro-batches whose activations the fullest rank holds at its peak, counted over all its layers.
+
+    Equals the largest `in_flight` / v: min(m, p) for 1F1B; ((v - 1) w + 2 p - 1) / v for interleaved, where a round has
+    w = m // (m // p) micro-batches: p (1 + (p - 1) / (p v)) when m is a multiple of p, more otherwise; ((v - 1) w + p)
+    / v with split backwards; m for GPipe; p in ZBV (below m = 2 p - 1 at most that). No schedule holds more than m.
+    """
+    p, m, v = np.asarray(p, int), np.asarray(m, int), np.asarray(v, int)
+    if kind == "gpipe":
+        return np.asarray(m + 0 * p, float)
+    if kind in ("1f1b", "zbv"):
+        return np.asarray(np.minimum(m, p), float)
+    width = m // np.maximum(1, m // p)
+    chunks = (v - 1) * width + (2 * p - 1 if kind == "interleaved" else p)
+    return np.asarray(np.minimum(chunks, m * v) / v)
+
+
 def step_bubble(kind: Kind, p: int, m: float, v: int = 1) -> float:
     """The bubble of one layout with backward = 2 x forward, halves of it equal: closed where exact, else simulated.
 
