@@ -14,7 +14,7 @@ from moesaic.plan.failures import Faults, outcome
 from moesaic.plan.goodput import LLAMA3_RATE
 from moesaic.plan.layouts import Layouts
 from moesaic.plan.memory import FRAGMENTATION, Memory
-from moesaic.plan.published import HALF, Row, Trial, check_counts, number, question, settings
+from moesaic.plan.published import HALF, MEMORY_SIGMA, Row, Trial, check_counts, number, question, settings
 from moesaic.plan.scored import Scored
 from moesaic.plan.serving.rows import scored_rows
 from moesaic.plan.shapes import shape_for_row
@@ -22,7 +22,6 @@ from moesaic.plan.sheet import Interval
 from moesaic.plan.stack import Stack
 
 Z90 = 1.2815515655446004  # the 90 % quantile of a normal distribution
-MEMORY_SIGMA = 0.05  # of log(published / predicted): an assumption, no row of split `fit` in 16 bit measures it
 UNITS = {"GIB": 2.0**30, "GB": 1e9, "MIB": 2.0**20, "MB": 1e6}
 COMPONENTS = {
     "mem_activations": "activations",
