@@ -83,8 +83,8 @@ class Trial:
         """The layout that was probably run (fastest that fits), its seconds a step and its memory."""
         space = memory(self.shape, self.job, self.open, using)
         seconds = step_time(self.shape, self.job, self.open, self.device, using).total
-        # High-bandwidth memory is sold in GiB called GB. A plan keeps to 1e9; a run that happened had all of it, and our
-        # count of its bytes may be too high.
+        # High-bandwidth memory is sold in GiB called GB. A plan keeps to 1e9; a run that happened had all of it, and
+        # our count of its bytes may be too high.
         room = self.device.memory_gb * (1e9 if self.device.generation == "tpu" else 2**30) * (1 + MEMORY_SIGMA)
         more = _recomputed(self.open, seconds, space.total, room)
         if not np.isfinite(more).any():  # the smallest of those that should not fit

@@ -216,6 +216,24 @@ def _errors(sheet: Sheet, scored: Sequence[Scored]) -> None:
             told={name: [s.id for s in found] for name, found in kept.items() if found},
         )
     )
+    training = {name: found for name, found in kept.items() if name.endswith("training") and found}
+    sheet.chart(
+        Chart(
+            "predicted_against_published",
+            "Seconds of a training step, scored check rows",
+            "points",
+            "published, s",
+            "predicted, s",
+            {name: [(s.published, middle(s)) for s in found] for name, found in training.items()},
+            told={name: [s.id for s in found] for name, found in training.items()},
+        )
+    )
+
+
+def middle(row: Scored) -> float:
+    """The predicted median."""
+    assert row.predicted is not None
+    return row.predicted.p50
 
 
 def _notes(sheet: Sheet, found: Validation) -> None:
