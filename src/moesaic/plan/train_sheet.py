@@ -13,7 +13,7 @@ from moesaic.plan.prices import Prices
 from moesaic.plan.sheet import Chart, Interval, Sheet, Value
 from moesaic.plan.step import PARTS
 from moesaic.plan.train import Asked
-from moesaic.plan.train_tables import bubbles, fits, timeline
+from moesaic.plan.train_tables import bubbles, fits, partial_recomputation, timeline
 
 POWER_SHARE = 0.85  # of its rated power that a device draws on average in training (our assumption)
 
@@ -52,6 +52,7 @@ def train_sheet(
     fits(sheet, asked, found)
     bubbles(sheet, asked, found)
     timeline(sheet, found)
+    partial_recomputation(sheet, found)
     return sheet
 
 
