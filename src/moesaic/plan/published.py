@@ -16,6 +16,7 @@ import numpy as np
 
 from moesaic.errors import PlanError
 from moesaic.plan.device import Device, device
+from moesaic.plan.flops import Recompute, training_flops
 from moesaic.plan.job import OPTIMIZER_BYTES, Job
 from moesaic.plan.layouts import FULL, NONE, SELECTIVE, Array, Layouts, valid
 from moesaic.plan.memory import Memory, memory
@@ -42,8 +43,10 @@ STACKS = (
     ("AI-Hypercomputer", "xla"),
     ("2204.02311", "xla"),
 )
-# Sources whose MFU counts half of the scores. Neither says so; only then does their MFU move smoothly with the context.
-CAUSAL = ("2504.14960", "2407.21783")
+# Sources whose FLOP counts half of the scores. Megatron-Bridge prints both rates, from which it follows
+# (`test_both_rates_of_a_row_agree`); the two papers do not say, but only then does their MFU move smoothly with the
+# context. Earlier sources count all scores (Narayanan et al. 2021, eq. 3).
+CAUSAL = ("Megatron-Bridge", "MoE-ModelZoo", "2603.07685", "2504.14960", "2407.21783")
 MEMORY_SIGMA = 0.05  # of log(published / predicted) memory: an assumption, no row of split `fit` in 16 bit measures it
 MICRO_BATCHES = (1, 2, 4, 8)
 MOST_LAYERS = 2000
@@ -109,9 +112,9 @@ class Trial:
             rate = value * self.device.peak("bf16") * (0.01 if "%" in unit else 1.0)
         else:
             rate = value * 1e12
-        flop = megatron_flop(self.shape, self.job.seq_len, causal=any(word in row["source"] for word in CAUSAL))
-        if metric == "hw_tflops_per_gpu":
-            flop *= 4 / 3  # with the forward pass that full recomputation repeats (arXiv:2104.04473, eq. 3)
+        causal = any(word in row["source"] for word in CAUSAL)
+        again: Recompute = "full" if metric == "hw_tflops_per_gpu" else "none"  # what a hardware rate counts too
+        flop = training_flops(self.shape, self.job.seq_len, causal, again)
         return tokens * flop / (rate * self.devices)
 
 
@@ -132,15 +135,6 @@ def _recomputed(layouts: Layouts, seconds: Array, bytes_: Array, room: float) ->
             share = (bytes_[i] - room) / (bytes_[i] - bytes_[full[0]])
             out[i] = max(seconds[full[0]] - seconds[i], 0.0) * share
     return out
-
-
-def megatron_flop(shape: Shape, seq_len: int, causal: bool = False) -> float:
-    """Training FLOP per token as Megatron-LM counts model FLOPs: every product, scores in full or half of them."""
-    width = shape.n_heads * (shape.latent.nope_dim + shape.latent.rope_dim if shape.latent else shape.head_dim)
-    products = (
-        shape.active_parameters - shape.embedding_parameters + (shape.vocab_size * shape.d_model if shape.tied else 0)
-    )
-    return 6.0 * products + (6.0 if causal else 12.0) * shape.n_layers * seq_len * width
 
 
 def rows(path: Path | None = None) -> list[Row]:
