@@ -226,10 +226,9 @@ class ReferenceTime(Reference):
             return seconds
 
         gradients, weights = ring(self.job.gradient_bytes), ring(2)
-        if self.zero == 0:  # all-reduce
-            return 2 * gradients * self.stack.exposed_dp
-        if self.zero < 3:
-            return (gradients + weights) * self.stack.exposed_dp
+        if self.zero < 3:  # all-reduce, or reduce-scatter and all-gather; one micro-batch at most hides it
+            whole = gradients + (gradients if self.zero == 0 else weights)
+            return max(whole * self.stack.exposed_dp, whole - busy)
         seconds = 0.0
         for _ in range(self.micro_batches):  # weights for forward and backward, gradients; hidden while work lasts
             all_of_it = 2 * weights + gradients
