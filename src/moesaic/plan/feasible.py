@@ -23,7 +23,7 @@ def problems(
         _stages(shape, n),
         _interleave(shape, n),
         _experts(shape, n),
-        _split_experts(n),
+        _split_experts(shape, n),
         _ranks(shape, n),
         _batch(n, batch),
         _world(n, gpus, device) if gpus is not None else "",
@@ -49,11 +49,14 @@ def _tensor(shape: Shape, n: dict[str, int], device: Device) -> str:
         why = f"does not divide {heads} heads"
     elif d % tp:
         why = f"does not divide the width {d}"
+    elif shape.d_ff % tp:
+        why = f"does not divide the feed-forward width {shape.d_ff}"
     elif not split(tp):
         why = f"neither divides {kv} key/value heads nor is a multiple of them"
     else:
         return ""
-    use = nearest(lambda size: heads % size == 0 and d % size == 0 and split(size), tp, heads)
+    widths = (heads, d, shape.d_ff)
+    use = nearest(lambda size: all(w % size == 0 for w in widths) and split(size), tp, heads)
     reach = f" ({device.domain} {device.label} share the fast link)" if tp > device.domain else ""
     return f"tp = {tp} {why}; use tp = {use}{reach}"
 
@@ -90,10 +93,12 @@ def _experts(shape: Shape, n: dict[str, int]) -> str:
     return f"ep = {n['ep']} does not divide {shape.n_experts} experts; use ep = {use}"
 
 
-def _split_experts(n: dict[str, int]) -> str:
+def _split_experts(shape: Shape, n: dict[str, int]) -> str:
     if n["etp"] in (1, n["tp"]):
-        return ""
-    use = "1" if n["tp"] == 1 else f"1 or {n['tp']} (tp)"
+        if shape.d_expert % n["etp"] == 0:
+            return ""
+        return f"etp = {n['etp']} does not divide the width {shape.d_expert} of an expert; use etp = 1 or another tp"
+    use = "1" if n["tp"] == 1 or shape.d_expert % n["tp"] else f"1 or {n['tp']} (tp)"
     return f"etp = {n['etp']}: experts are whole or split like dense blocks; use etp = {use}"
 
 

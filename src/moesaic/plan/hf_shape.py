@@ -13,6 +13,8 @@ from moesaic.errors import PlanError
 from moesaic.plan.hf_families import FAMILIES, KINDS, REFUSED, Bias, Family
 from moesaic.plan.shape import LatentAttention, Shape
 
+MOST_LAYERS = 10_000
+
 
 class _Config:
     """Keys of a config.json, with errors that name them."""
@@ -63,6 +65,8 @@ def shape_from_values(values: Mapping[str, Any], name: str, where: str = "config
     family, c = FAMILIES.get(kind, Family()), _Config(values, where)
     d, heads = c.needed("hidden_size", "n_embd"), c.needed("num_attention_heads", "n_head", "num_heads")
     layers = c.needed("num_hidden_layers", "n_layer", "num_layers")
+    if layers > MOST_LAYERS:
+        raise PlanError(f"{where}: num_hidden_layers = {layers:,}; at most {MOST_LAYERS:,} are priced")
     latent = _latent(c)
     head_dim = latent.nope_dim if latent else c.optional("head_dim") or d // heads
     kv_heads = _kv_heads(c, kind, heads)
@@ -144,9 +148,12 @@ def _kv_heads(c: _Config, kind: str, heads: int) -> int:
 
 
 def _experts(c: _Config, kind: str, layers: int, d: int) -> dict[str, Any]:
-    experts = c.optional("num_local_experts", "num_experts", "n_routed_experts")
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = c.needed(*names) if FAMILIES.get(kind, Family()).sparse else c.optional(*names)
     if experts is None or experts == 1:
         return {}
+    if (top_k := c.needed("num_experts_per_tok")) > experts:
+        raise PlanError(f"{c.where}: num_experts_per_tok = {top_k} is more than the {experts} experts")
     width = c.optional("moe_intermediate_size") or c.needed("intermediate_size")
     shared = c.values.get("n_shared_experts") or 0
     own = c.optional("shared_expert_intermediate_size")
@@ -156,7 +163,7 @@ def _experts(c: _Config, kind: str, layers: int, d: int) -> dict[str, Any]:
     first = dense == tuple(range(len(dense)))
     return {
         "n_experts": experts,
-        "top_k": c.needed("num_experts_per_tok"),
+        "top_k": top_k,
         "d_expert": width,
         "n_shared": shared or (1 if own else 0),
         "d_shared": own or shared * width,

@@ -117,4 +117,5 @@ def valid(shape: Shape, layouts: Layouts, batch: int) -> Array:
     ok = ok & ((L.chunks == 1) | ((L.pp > 1) & (-shape.n_layers % stages <= 2) & (stages <= shape.n_layers + 2)))
     ok = ok & (shape.n_experts % L.ep == 0) & ((L.dp * L.cp * L.tp) % (L.ep * L.etp) == 0)
     ok = ok & ((L.etp == 1) | (L.etp == L.tp)) & (L.micro_batches(batch) >= 1)
+    ok = ok & (shape.d_ff % L.tp == 0) & (shape.d_expert % L.etp == 0)
     return ok

@@ -163,15 +163,16 @@ def exchange(
         return bytes_each * (plain * dense_share / dense_rate + routed * expert_share / expert_rate)
 
     gradients, weights = seconds(job.gradient_bytes), seconds(WEIGHT_BYTES)
-    # Once a step: all-reduce; or (ZeRO-1, ZeRO-2) reduce-scatter, and all-gather of updated weights. Gradients are whole
-    # in the last micro-batch only and weights needed in the first, so no more than one micro-batch can hide them.
+    # Once a step: all-reduce; or (ZeRO-1, ZeRO-2) reduce-scatter, and all-gather of updated weights. Gradients are
+    # whole in the last micro-batch only and weights needed in the first, so one micro-batch at most can hide them.
     whole = gradients + np.where(L.zero >= 1, weights, gradients)
     once = np.maximum(whole * stack.exposed_dp, whole - busy)
     # ZeRO-3 gathers for the forward and again for the backward pass, and scatters gradients, in every micro-batch.
     # It hides behind the arithmetic as far as that lasts.
     each = 2 * weights + gradients
     exposed = np.maximum(each - busy, 0.0) + stack.exposed_zero3 * np.minimum(each, busy)
-    return np.where(L.zero >= 3, m * exposed, once)
+    out: Array = np.where(L.zero >= 3, m * exposed, once)
+    return out
 
 
 def group_rate(device: Device, stack: Stack, size: Array, inside: Array) -> Array:

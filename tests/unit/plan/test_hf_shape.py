@@ -203,3 +203,23 @@ def test_windows() -> None:
     assert (qwen.window, qwen.windowed_layers) == (None, 0)
     mistral = shape_from_values(LLAMA | {"model_type": "mistral", "sliding_window": 64}, "x")
     assert (mistral.window, mistral.windowed_layers) == (64, 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model_type": "mixtral"}, "num_local_experts"),
+        ({"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 8}, "8 is more than the 4 experts"),
+        ({"num_hidden_layers": 10**12}, "at most 10,000"),
+    ],
+)
+def test_experts_that_are_missing_or_too_few_and_endless_layers_are_named(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        shape_from_values(LLAMA | values, "odd", "config.json")
+
+
+def test_a_head_is_its_own_where_the_family_says_so() -> None:
+    """transformers' LlamaConfig has a head of its own by default, its GemmaConfig does not."""
+    silent = {k: v for k, v in LLAMA.items() if k != "tie_word_embeddings"}
+    assert not shape_from_values(silent, "llama", "config.json").tied
+    assert shape_from_values(silent | {"model_type": "gemma"}, "gemma", "config.json").tied

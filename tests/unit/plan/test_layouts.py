@@ -47,8 +47,8 @@ def test_what_a_problem_offers_solves_it(shape: Shape, layout: Layouts, batch: i
 @pytest.mark.parametrize(
     ("given_", "words"),
     [
-        ({"tp": 5}, "tp = 5 does not divide 168 heads; use tp = 4 or 6"),
-        ({"tp": 16}, "tp = 16 does not divide 168 heads; use tp = 14 or 21 (8 A100 SXM 80 GB share the fast link)"),
+        ({"tp": 5}, "tp = 5 does not divide 168 heads; use tp = 4 or 7"),
+        ({"tp": 16}, "tp = 16 does not divide 168 heads; use tp = 14 or 28 (8 A100 SXM 80 GB share the fast link)"),
         ({"pp": 121}, "pp = 121 stages are more than 120 layers; use pp = 120 or fewer"),
         (
             {"pp": 15, "chunks": 3},
