@@ -13,8 +13,9 @@ def output(command: str, columns: int = 110, folder: Path = ROOT, shell: tuple[s
 
     Status 2 passes: it is an error that the user can mend, and a page may show one. Any other raises SystemExit.
     """
+    source = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])  # this checkout's
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PATH": path, "PYTHONPATH": source, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*shell, "-c", command],
         cwd=folder,
