@@ -7,7 +7,6 @@ python scripts/description.py --check    says whether it is stale
 import difflib
 import sys
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from shown import ROOT, output

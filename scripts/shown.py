@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def output(command: str, columns: int = 110, folder: Path = ROOT, shell: tuple[str, ...] = ("sh",)) -> str:
+def output(command: str, columns: int = 110, folder: Path = ROOT) -> str:
     """Both streams of a command, `columns` characters wide, run in `folder` with the programs of this environment.
 
     Status 2 passes: it is an error that the user can mend, and a page may show one. Any other raises SystemExit.
@@ -17,7 +17,7 @@ def output(command: str, columns: int = 110, folder: Path = ROOT, shell: tuple[s
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": source, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*shell, "-c", command],
+        ["sh", "-c", command],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
