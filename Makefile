@@ -40,6 +40,7 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m moesaic.recipe.docs
 	$(BIN)/python scripts/description.py
+	$(BIN)/python scripts/outputs.py
 	$(BIN)/python scripts/pictures.py
 
 bench: $(VENV)/.installed-dev

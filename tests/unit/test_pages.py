@@ -10,6 +10,7 @@ from moesaic.cli import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
 VERB_PAGES = {"recipe": "recipe-verbs"}
 
 
@@ -28,7 +29,11 @@ def test_every_verb_has_a_page() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_commands_on_a_page_exist_with_their_options(page: Path) -> None:
-    for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+    text = page.read_text(encoding="utf-8")
+    commands_shown = "\n".join(
+        line for block in CONSOLE.findall(text) for line in block.splitlines() if line[:2] == "$ "
+    )
+    for block in [*re.findall(r"```sh\n(.*?)```", text, re.DOTALL), commands_shown]:
         for words in re.findall(r"moesaic ((?:[a-z]+ )?[a-z]+)([^\n|]*)", block):
             group = get_command(app)
             for word in words[0].split():
@@ -40,3 +45,12 @@ def test_commands_on_a_page_exist_with_their_options(page: Path) -> None:
             known = {option for parameter in group.params for option in parameter.opts}
             used = set(re.findall(r"(?<=\s)--[a-z-]+", words[1].partition("#")[0]))
             assert used <= known, f"moesaic {words[0]}: {sorted(used - known)}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name.startswith("plan")], ids=lambda p: p.name)
+def test_what_the_planner_prints_is_generated(page: Path) -> None:
+    """A table with the planner's rules, in a block without a command, is a copy that grows stale."""
+    blocks = re.findall(r"^```(.*?)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    for language, block in blocks:
+        assert language, "a block without a language: which command prints it?"
+        assert language == "console" or not re.search("[─━]{4}|^note: ", block, re.MULTILINE), language
