@@ -8,7 +8,7 @@ import numpy as np
 
 from moesaic.plan.cost import dollars
 from moesaic.plan.device import Device
-from moesaic.plan.estimate import Estimate, around
+from moesaic.plan.estimate import Estimate
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import Array, Layouts
 from moesaic.plan.memory import memory
@@ -44,7 +44,7 @@ class Choice:
 
     def days(self, tokens: float) -> Interval:
         """Days for `tokens`, failures included."""
-        return around(tokens / (self.tokens_per_s * self.goodput * 86_400), self.estimate.sigma)
+        return Interval.around(tokens / (self.tokens_per_s * self.goodput * 86_400), self.estimate.sigma)
 
     def dollars(self, tokens: float, price: Interval | float | None) -> Interval | None:
         """Dollars for `tokens` at `price` per device-hour: all devices asked for are paid."""

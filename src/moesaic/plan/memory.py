@@ -10,7 +10,7 @@ import numpy as np
 
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import FULL, SELECTIVE, Array, Layouts
-from moesaic.plan.placement import Stage, heaviest, in_flight, stage
+from moesaic.plan.placement import Stage, heaviest_candidates, in_flight, stage
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
 
@@ -243,7 +243,7 @@ def _stages(shape: Shape, job: Job, L: Layouts, stack: Stack, micro_batches: Arr
     m = L.micro_batches(job.batch) if micro_batches is None else micro_batches
     return [
         stage_load(shape, job, L, parts, kept, stage(shape, L, i), in_flight(L, m, i, job.zero_bubble))
-        for i in heaviest(shape, L)
+        for i in heaviest_candidates(shape, L)
     ]
 
 

@@ -60,7 +60,7 @@ def kinds(shape: Shape, start: Array, layers: Array) -> tuple[Array, Array]:
     return dense, layers - dense
 
 
-def heaviest(shape: Shape, L: Layouts) -> list[Array]:
+def heaviest_candidates(shape: Shape, L: Layouts) -> list[Array]:
     """Stages one of which needs most memory: the first (embedding), the last (head), and few between.
 
     Of two stages with the same layers the earlier has at least as many micro-batches in flight. So of each kind (how
@@ -76,7 +76,7 @@ def heaviest(shape: Shape, L: Layouts) -> list[Array]:
     return [0 * last, *(np.clip(index, 0, last) for index in between), last]
 
 
-def slowest(shape: Shape, L: Layouts) -> list[Array]:
+def slowest_candidates(shape: Shape, L: Layouts) -> list[Array]:
     """Stages one of which takes longest.
 
     That is the last, which holds the head, or one with a layer more: any, or where dense layers come first, the first

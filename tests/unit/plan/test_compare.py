@@ -17,12 +17,12 @@ from moesaic.plan.compare import compare_plan
 from moesaic.plan.compare.choose import price_all, tornado, turning
 from moesaic.plan.compare.evaluate import Case, case
 from moesaic.plan.compare.scenarios import read_scenarios
-from moesaic.plan.compare.uncertainty import Z90, quantiles
+from moesaic.plan.compare.uncertainty import quantiles
 from moesaic.plan.cost import days, dollars
 from moesaic.plan.device import device
 from moesaic.plan.page import write_page
 from moesaic.plan.prices import prices
-from moesaic.plan.sheet import Interval, Sheet
+from moesaic.plan.sheet import Z90, Interval, Sheet
 
 TOP = """
 [training]

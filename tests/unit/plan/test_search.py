@@ -24,6 +24,7 @@ from moesaic.plan.search_api import read_workload, search_plan
 from moesaic.plan.search_sheet import Question, search_sheet
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_shape
+from moesaic.plan.sheet import Z90
 from moesaic.plan.space import Space, divisors, grids
 from moesaic.plan.stack import stack, stacks
 from moesaic.plan.step import step_time
@@ -227,7 +228,7 @@ def test_a_choice_is_what_memory_and_step_time_say() -> None:
     assert plain.estimate.seconds.p50 == pytest.approx(seconds[0])
     assert sum(plain.seconds().values()) == pytest.approx(plain.estimate.seconds.p50)
     days = plain.days(13e12)
-    assert days.p90 / days.p50 == pytest.approx(np.exp(1.2816 * STACK.sigma_sparse))
+    assert days.p90 / days.p50 == pytest.approx(np.exp(Z90 * STACK.sigma_sparse))
     paid = plain.dollars(13e12, 2.0)
     assert paid is not None
     assert paid.p50 == pytest.approx(days.p50 * 24 * 2.0 * 25_000)  # those that idle too

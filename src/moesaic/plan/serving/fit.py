@@ -17,7 +17,8 @@ import numpy as np
 
 from moesaic.plan.serving.profile import Profile, from_table
 from moesaic.plan.serving.roofline import Numbers
-from moesaic.plan.serving.rows import Z90, Case, Solved, cases, in_unit, predict_both
+from moesaic.plan.serving.rows import Case, Solved, cases, in_unit, predict_both
+from moesaic.plan.sheet import Z90
 
 SPREAD = {"decode": 0.10, "first token": 0.20}  # what a good prediction misses by; the scale of the loss
 UNSURE = 0.3  # weight of rows that may have used multi-token prediction

@@ -21,7 +21,6 @@ from moesaic.plan.sheet import Interval
 
 Row = Mapping[str, str]
 Solved = tuple[tuple[float, float], float]  # (s between tokens, output tokens/s), s to first token
-Z90 = 1.2815515655446004  # the 90 % quantile of a normal distribution
 METRICS = ("tpot", "ttft", "output_tokens_per_s", "output_tokens_per_s_per_gpu", "output_tokens_per_s_per_node")
 NODE = 8  # devices of a node where a rate is per node
 STATIC_CHUNK, CHUNK = 16384, 8192  # prompt tokens of one pass: TensorRT-LLM 0.5 benchmarks, default of today's engines
@@ -172,10 +171,9 @@ def scored_rows(rows: Sequence[Row], constants: Profile | None = None) -> list[S
     for case in cases(rows, shape_for_row):
         predicted = None
         if case.comparable:
-            middle = predict(case, constants)
             engine = constants.engine(case.engine)
-            spread = np.exp(Z90 * (engine.sigma_first if case.partition == "first token" else engine.sigma_decode))
-            predicted = Interval(middle / spread, middle, middle * spread)
+            sigma = engine.sigma_first if case.partition == "first token" else engine.sigma_decode
+            predicted = Interval.around(predict(case, constants), sigma)
         out.append(
             Scored(case.id, case.split, case.partition, case.unit, case.published, predicted, case.scored, case.reason)
         )
