@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesaic.plan.device import Device
+from moesaic.plan.flops import visible_tokens
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import SELECTIVE, Array, Layouts
 from moesaic.plan.memory import attention_on_rank, heads_on_rank
@@ -176,16 +177,9 @@ def _core(shape: Shape, job: Job, L: Layouts, device: Device, stack: Stack, toke
 
 
 def keys_seen(shape: Shape, seq_len: int) -> float:
-    """Keys that a query meets, mean over positions and layers. Its own counts half, as in the usual s / 2."""
-
-    def mean(window: int) -> float:
-        return window - window * (window - 1) / (2 * seq_len) - 0.5
-
-    full = mean(seq_len)
-    if not shape.window or not shape.windowed_layers:
-        return full
-    share = shape.windowed_layers / shape.n_layers
-    return share * mean(min(shape.window, seq_len)) + (1 - share) * full
+    """Keys that a query meets, mean over positions and layers."""
+    share = shape.windowed_layers / shape.n_layers if shape.window else 0.0
+    return share * visible_tokens(seq_len, shape.window) + (1 - share) * visible_tokens(seq_len)
 
 
 def _ring(L: Layouts, device: Device, stack: Stack, bytes_: Array) -> Array:

@@ -154,7 +154,6 @@ SBASE = RoutedLaw(
 
 FITTED_PARAMETERS = 1.3e9
 FITTED_EXPERTS = 512
-FITTED_TOKENS = 130e9
 """Where Clark et al. measured: dense models up to 1.3 B under up to 512 experts, 130 B tokens."""
 
 

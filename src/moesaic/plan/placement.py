@@ -42,7 +42,10 @@ def stage(shape: Shape, L: Layouts, index: Array, layers: Array | None = None) -
 
 
 def split(shape: Shape, L: Layouts) -> tuple[Array, Array]:
-    """Layers of a stage at least, and the first stage that holds one more: the last stage where none does."""
+    """Layers of a stage at least, and the first stage that holds one more: the last stage where none does.
+
+    This is `stages.layer_counts` with the last stage the lightest, for all layouts at once.
+    """
     few = np.floor(shape.n_layers / L.pp)
     return few, L.pp - 1 - (shape.n_layers - few * L.pp)
 

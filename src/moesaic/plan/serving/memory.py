@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from moesaic.errors import PlanError
 from moesaic.plan.serving.replica import WEIGHT_BYTES, Replica
+from moesaic.plan.stages import layer_counts
 
 CONTEXT_BYTES = (
     1.0e9  # driver context, libraries, graphs: the low end of 1-2 GB, observed by users of Megatron-LM and vLLM
@@ -35,10 +36,7 @@ def stages(model: Replica, first: int | None = None) -> list[Stage]:
     if p == 1:
         counts = [n]
     elif first is None:
-        base, extra = divmod(n, p)
-        order = [0, p - 1, *range(1, p - 1)]  # lightest first
-        light = set(order[: p - extra])
-        counts = [base if extra == 0 or i in light else base + 1 for i in range(p)]
+        counts = layer_counts(n, p, lightest=(0, p - 1))
     else:
         if not 0 <= first <= n - (p - 1):
             raise PlanError(f"{first} layers on the first stage: give 0 to {n - (p - 1)} of {n} layers over {p} stages")
