@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,10 +13,10 @@ from moesaic.errors import PlanError
 from moesaic.plan.device import device
 from moesaic.plan.scored import Scored
 from moesaic.plan.serving.batching import ReplicaTimer
-from moesaic.plan.serving.hybrid import hybrid_shape
 from moesaic.plan.serving.profile import Profile, profile
 from moesaic.plan.serving.replica import Replica, replica
 from moesaic.plan.shape import Shape
+from moesaic.plan.shapes import serving_shape
 from moesaic.plan.sheet import Interval
 
 Row = Mapping[str, str]
@@ -93,7 +93,7 @@ def _replica(row: Row, shape: Shape) -> Replica:
     return replica(shape, device(row["device"]), tp=tp, pp=pp, dp=dp, ep=ep, weights=precision, kv=kv)
 
 
-def cases(rows: Sequence[Row], shape_for_row: Callable[[Row], Shape | None]) -> list[Case]:
+def cases(rows: Sequence[Row]) -> list[Case]:
     """All inference rows; a row whose notes give a time to first token makes a second case, `ID:ttft`."""
     out = []
     for row in rows:
@@ -103,7 +103,7 @@ def cases(rows: Sequence[Row], shape_for_row: Callable[[Row], Shape | None]) -> 
         model = None
         if not reason:
             try:
-                shape = shape_for_row(row) or hybrid_shape(row)
+                shape = serving_shape(row)
                 model = _replica(row, shape) if shape else None
                 reason = "" if shape else "shape not known"
             except PlanError as error:
@@ -164,11 +164,9 @@ def validation_rows(path: Path, constants: Profile | None = None) -> list[Scored
 
 def scored_rows(rows: Sequence[Row], constants: Profile | None = None) -> list[Scored]:
     """The same of rows that were read already: every column present, numbers being numbers."""
-    from moesaic.plan.shapes import shape_for_row
-
     constants = constants or profile()
     out = []
-    for case in cases(rows, shape_for_row):
+    for case in cases(rows):
         predicted = None
         if case.comparable:
             engine = constants.engine(case.engine)
