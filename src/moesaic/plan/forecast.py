@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moesaic.plan.flops import training_flops
+from moesaic.plan.routing import tokens_per_expert
 from moesaic.plan.shape import shape_of
 from moesaic.recipe import Recipe, Stage
 
@@ -48,7 +49,7 @@ def forecast(
                 "steps": sum(n for _, n in ramp),
                 "batch_tokens": [stage.batch_tokens(0), last],
                 "batch_sequences": [stage.batch_tokens(0) // stage.seq_len, last // stage.seq_len],
-                "tokens_per_expert": last * recipe.model.top_k / recipe.model.n_experts,
+                "tokens_per_expert": tokens_per_expert(last, recipe.model.top_k, recipe.model.n_experts),
                 "tokens_per_second": tokens / seconds if seconds else None,
                 "seconds": seconds,
                 "flops": 6 * active * tokens,

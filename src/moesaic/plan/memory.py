@@ -11,10 +11,11 @@ import numpy as np
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import FULL, SELECTIVE, Array, Layouts
 from moesaic.plan.placement import Stage, heaviest_candidates, in_flight, stage
+from moesaic.plan.reserve import COLLECTIVE_BYTES, DRIVER_BYTES, WORKSPACE_BYTES
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
 
-CONTEXT_BYTES = 1.5e9  # CUDA context, NCCL buffers, cuBLAS workspace
+RESERVED_BYTES = DRIVER_BYTES + COLLECTIVE_BYTES + WORKSPACE_BYTES  # 1.5 GB
 FRAGMENTATION = 0.03  # of everything that is allocated
 WEIGHT_BYTES = 2
 
@@ -186,7 +187,7 @@ def memory(shape: Shape, job: Job, layouts: Layouts, stack: Stack) -> Memory:
         gathered=best.gathered * each.gathered,
         activations=best.activations,
         logits=best.logits,
-        reserve=CONTEXT_BYTES + FRAGMENTATION * most,
+        reserve=RESERVED_BYTES + FRAGMENTATION * most,
     )
 
 
@@ -202,7 +203,7 @@ def memory_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack, micro_b
         size = _allocated(load, each)
         most = size if most is None else np.maximum(most, size, out=most if most.shape == size.shape else None)
     assert most is not None
-    return CONTEXT_BYTES + (1 + FRAGMENTATION) * most
+    return RESERVED_BYTES + (1 + FRAGMENTATION) * most
 
 
 def stage_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack, layers: Array, index: Array) -> Array:
@@ -211,7 +212,7 @@ def stage_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack, layers: 
     parts, kept, m = on_rank(shape, L), layer_activations(shape, job, L, stack), L.micro_batches(job.batch)
     place, flight = stage(shape, L, index, layers), in_flight(L, m, index, job.zero_bubble)
     size = _allocated(stage_load(shape, job, L, parts, kept, place, flight), _bytes(job, L))
-    return CONTEXT_BYTES + (1 + FRAGMENTATION) * size
+    return RESERVED_BYTES + (1 + FRAGMENTATION) * size
 
 
 def _allocated(load: _Stage, each: _Bytes) -> Array:

@@ -11,6 +11,7 @@ from moesaic.plan.flops import parameter_flops
 from moesaic.plan.job import Job
 from moesaic.plan.mixed import Group, Mixed, Share, replica_mixed
 from moesaic.plan.mixed_pipeline import pipeline_mixed, simulated
+from moesaic.plan.routing import tokens_per_expert
 from moesaic.plan.search import search
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Chart, Interval, Sheet, Value
@@ -122,7 +123,7 @@ def _best(sheet: Sheet, ask: Cluster, best: Mixed) -> None:
     sequences = best.tokens // ask.job.seq_len
     sheet.add(section, "batch_sequences", "batch in sequences", sequences, "", "tokens / length")
     if ask.shape.sparse_layers:
-        expert = best.tokens * ask.shape.top_k / ask.shape.n_experts
+        expert = tokens_per_expert(best.tokens, ask.shape.top_k, ask.shape.n_experts)
         sheet.add(
             section, "batch_tokens_per_expert", "batch of one expert", expert, "tokens", "tokens x top_k / experts"
         )
