@@ -184,9 +184,7 @@ def print_profile(values: Mapping[str, float], found: Sequence[Case]) -> None:
     print("# measurements (the `fit` rows of published.csv with layout, load and lengths) by")
     print("#   python scripts/calibrate_serving.py > profile.toml")
     print("# Spreads are those of models held out of the fit, one at a time.")
-    print(
-        "# Meanings, units and priors: profile.py and calibrate_serving.py. Shares of nominal figures, seconds, multipliers."
-    )
+    print("# Meanings, units and priors: profile.py and that script. Shares of nominal figures, seconds, multipliers.")
 
     def section(title: str, entries: Mapping[str, Any]) -> None:
         print(f"\n[{title}]")

@@ -37,7 +37,7 @@ def forecast(
     for stage in recipe.stages:
         drawn = _draw(stage, capacity, left) if capacity and left else None
         tokens = stage.tokens if drawn is None else min(stage.tokens, sum(drawn.values()))
-        ramp = _ramp(stage, tokens)
+        ramp = batch_ramp(stage, tokens)
         known = all((stage.name, batch) in rates for batch, _ in ramp)
         seconds = sum(n * batch / rates[stage.name, batch] for batch, n in ramp) if known else None
         last = stage.batch_tokens(max(0, tokens - 1))
@@ -78,7 +78,7 @@ def forecast(
     }
 
 
-def _ramp(stage: Stage, tokens: int) -> list[tuple[int, int]]:
+def batch_ramp(stage: Stage, tokens: int) -> list[tuple[int, int]]:
     """(batch in tokens, steps) through the ramp: each step has the batch that the tokens before it ask for."""
     done, ramp = 0, []
     ends = [b.after_tokens for b in stage.batch[1:]] + [tokens]
