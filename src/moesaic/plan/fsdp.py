@@ -12,8 +12,9 @@ import numpy as np
 from moesaic.plan.estimate import Estimate
 from moesaic.plan.layer import layer_times
 from moesaic.plan.layouts import Array
-from moesaic.plan.memory import WEIGHT_BYTES, memory, on_rank
+from moesaic.plan.memory import WEIGHT_BYTES, memory
 from moesaic.plan.placement import heaviest_candidates, stage
+from moesaic.plan.rank import on_rank
 from moesaic.plan.sheet import Sheet, Value
 from moesaic.plan.step import group_rate, step_time
 

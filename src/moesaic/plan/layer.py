@@ -8,7 +8,7 @@ from moesaic.plan.device import Device
 from moesaic.plan.flops import visible_tokens
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import SELECTIVE, Array, Layouts
-from moesaic.plan.memory import attention_on_rank, heads_on_rank
+from moesaic.plan.rank import attention_on_rank, heads_on_rank
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
 
