@@ -14,9 +14,9 @@ from collections import Counter
 from typing import Any
 
 from machine import describe, keep
+from planted_claims import found, planted
 
 from moesaic.plan.audit import audit
-from moesaic.plan.audit.planted import found, planted
 
 
 def measure(seed: int, count: int) -> dict[str, Any]:

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from moesaic.plan.choice import choices
+from moesaic.plan.compare import compare_plan
 from moesaic.plan.device import device
 from moesaic.plan.layouts import Layouts, join
 from moesaic.plan.memory import memory, memory_total
+from moesaic.plan.schedule import orders, simulate
 from moesaic.plan.search import pareto, search
 from moesaic.plan.search_api import read_workload
 from moesaic.plan.space import Space, grids
@@ -121,6 +123,8 @@ def main() -> None:
         "layouts_per_s_in_a_search": fed[24_960] / warm[24_960],
         "layouts_in_a_search": {"enumerated": enumerated, "run": fed[24_960]},
         "warm_search_processor_s": {str(n): s for n, s in warm.items()},
+        "compare_example_processor_s": seconds(compare_plan),
+        "simulate_15_stages_36_micro_batches_8_chunks_s": seconds(lambda: simulate(orders("interleaved", 15, 36, 8))),
         "cold_search": [cold((24_960,), arguments.runs), cold(COUNTS, arguments.runs)],
         "one_plan_ms": {
             "p50": 1e3 * float(np.percentile(walls, 50)),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moesaic.plan.fit import Free, fit, log_ratios, spread
+from moesaic.plan.fit import Free, fit, log_ratios, residual_sigma
 from moesaic.plan.published import HALF, Trial, question, rows
 from moesaic.recipe.show import table_to_toml
 
@@ -77,7 +77,7 @@ def main() -> None:
     for name, own in after["stack"].items():
         for sparse, key in ((False, "sigma"), (True, "sigma_sparse")):
             prior = own.get(key, after["common"][key])
-            own[key] = float(f"{spread(np.array(seen[name, sparse]), prior):.2g}")
+            own[key] = float(f"{residual_sigma(np.array(seen[name, sparse]), prior):.2g}")
             print(f"{name:20} {key:14} {own[key]:.3f} from {len(seen[name, sparse])} rows")
     FILE.write_text(HEAD.format(len(trials)) + table_to_toml(after), encoding="utf-8")
     for sparse in (False, True):

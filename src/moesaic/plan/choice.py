@@ -8,10 +8,11 @@ import numpy as np
 
 from moesaic.plan.cost import dollars
 from moesaic.plan.device import Device
-from moesaic.plan.estimate import Estimate, around
+from moesaic.plan.estimate import Estimate
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import Array, Layouts
 from moesaic.plan.memory import memory
+from moesaic.plan.routing import tokens_per_expert
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Interval, Value
 from moesaic.plan.stack import Stack
@@ -40,11 +41,11 @@ class Choice:
     def tokens_per_expert(self) -> float:
         """Tokens of a batch that an expert sees on average; all of them in a dense model."""
         shape = self.estimate.shape
-        return self.estimate.tokens * shape.top_k / shape.n_experts
+        return tokens_per_expert(self.estimate.tokens, shape.top_k, shape.n_experts)
 
     def days(self, tokens: float) -> Interval:
         """Days for `tokens`, failures included."""
-        return around(tokens / (self.tokens_per_s * self.goodput * 86_400), self.estimate.sigma)
+        return Interval.around(tokens / (self.tokens_per_s * self.goodput * 86_400), self.estimate.sigma)
 
     def dollars(self, tokens: float, price: Interval | float | None) -> Interval | None:
         """Dollars for `tokens` at `price` per device-hour: all devices asked for are paid."""

@@ -1,6 +1,5 @@
 """One layout priced: memory, time of a step, utilisation, each time with its interval."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,13 +14,6 @@ from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Interval
 from moesaic.plan.stack import Stack
 from moesaic.plan.step import StepTime, step_time
-
-Z80 = 1.2816  # standard deviations on either side that hold 80 % of a normal distribution
-
-
-def around(middle: float, sigma: float) -> Interval:
-    """10 %, 50 % and 90 % quantiles of a log-normal quantity."""
-    return Interval(middle * math.exp(-Z80 * sigma), middle, middle * math.exp(Z80 * sigma))
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,7 @@ class Estimate:
     @cached_property
     def seconds(self) -> Interval:
         """Seconds of a step."""
-        return around(float(self.time.total[0]), self.sigma)
+        return Interval.around(float(self.time.total[0]), self.sigma)
 
     @property
     def peak(self) -> float:
@@ -74,7 +66,7 @@ class Estimate:
     def utilisation(self, flop_per_token: float) -> Interval:
         """Share of the peak that `flop_per_token` of useful arithmetic makes, while nothing fails."""
         middle = flop_per_token * self.tokens / (self.seconds.p50 * self.devices * self.peak)
-        found = around(middle, self.sigma)
+        found = Interval.around(middle, self.sigma)
         return Interval(found.p10, found.p50, min(found.p90, 1.0))
 
     @property

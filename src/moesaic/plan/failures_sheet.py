@@ -6,10 +6,9 @@ import numpy as np
 
 from moesaic.errors import PlanError
 from moesaic.plan.cost import dollars
-from moesaic.plan.duration import human_time
 from moesaic.plan.failures import Faults, Outcome, outcome
 from moesaic.plan.goodput import goodput, goodput_first_order, young
-from moesaic.plan.quantity import human
+from moesaic.plan.quantity import human, human_time
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Chart, Sheet, Value
 

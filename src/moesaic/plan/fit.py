@@ -108,7 +108,7 @@ def fit(
     return out
 
 
-def spread(ratios: Array, prior: float, worth: float = 4.0) -> float:
+def residual_sigma(ratios: Array, prior: float, worth: float = 4.0) -> float:
     """Standard deviation of log ratios, as if `worth` further runs had shown `prior`; an outlier counts as one run."""
     if not len(ratios):
         return prior

@@ -16,12 +16,13 @@ Recompute = Literal["none", "selective", "full"]
 def visible_tokens(seq_len: int, window: int | None = None, causal: bool = True) -> float:
     """Keys that a query meets, on average: seq_len / 2 when causal, seq_len when scores above the diagonal count too.
 
-    A window w < seq_len leaves w - w^2 / (2 seq_len), or w when masked scores count.
+    Causal queries count their own key half: that is what makes s / 2 exact. A window w < seq_len leaves the mean of
+    min(i + 1, w) - 1/2 over positions i, or w when masked scores count.
     """
     if seq_len < 1:
         raise PlanError(f"a sequence of {seq_len} tokens; give a positive length")
     seen = seq_len if window is None else min(window, seq_len)
-    return seen - seen * seen / (2 * seq_len) if causal else float(seen)
+    return seen - seen * (seen - 1) / (2 * seq_len) - 0.5 if causal else float(seen)
 
 
 @dataclass(frozen=True)

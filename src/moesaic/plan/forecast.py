@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moesaic.plan.flops import training_flops
+from moesaic.plan.routing import tokens_per_expert
 from moesaic.plan.shape import shape_of
 from moesaic.recipe import Recipe, Stage
 
@@ -36,7 +37,7 @@ def forecast(
     for stage in recipe.stages:
         drawn = _draw(stage, capacity, left) if capacity and left else None
         tokens = stage.tokens if drawn is None else min(stage.tokens, sum(drawn.values()))
-        ramp = _ramp(stage, tokens)
+        ramp = batch_ramp(stage, tokens)
         known = all((stage.name, batch) in rates for batch, _ in ramp)
         seconds = sum(n * batch / rates[stage.name, batch] for batch, n in ramp) if known else None
         last = stage.batch_tokens(max(0, tokens - 1))
@@ -48,7 +49,7 @@ def forecast(
                 "steps": sum(n for _, n in ramp),
                 "batch_tokens": [stage.batch_tokens(0), last],
                 "batch_sequences": [stage.batch_tokens(0) // stage.seq_len, last // stage.seq_len],
-                "tokens_per_expert": last * recipe.model.top_k / recipe.model.n_experts,
+                "tokens_per_expert": tokens_per_expert(last, recipe.model.top_k, recipe.model.n_experts),
                 "tokens_per_second": tokens / seconds if seconds else None,
                 "seconds": seconds,
                 "flops": 6 * active * tokens,
@@ -77,7 +78,7 @@ def forecast(
     }
 
 
-def _ramp(stage: Stage, tokens: int) -> list[tuple[int, int]]:
+def batch_ramp(stage: Stage, tokens: int) -> list[tuple[int, int]]:
     """(batch in tokens, steps) through the ramp: each step has the batch that the tokens before it ask for."""
     done, ramp = 0, []
     ends = [b.after_tokens for b in stage.batch[1:]] + [tokens]

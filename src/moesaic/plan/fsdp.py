@@ -12,8 +12,9 @@ import numpy as np
 from moesaic.plan.estimate import Estimate
 from moesaic.plan.layer import layer_times
 from moesaic.plan.layouts import Array
-from moesaic.plan.memory import WEIGHT_BYTES, memory, on_rank
-from moesaic.plan.placement import heaviest, stage
+from moesaic.plan.memory import WEIGHT_BYTES, memory
+from moesaic.plan.placement import heaviest_candidates, stage
+from moesaic.plan.rank import on_rank
 from moesaic.plan.sheet import Sheet, Value
 from moesaic.plan.step import group_rate, step_time
 
@@ -66,7 +67,7 @@ def gathers(found: Estimate) -> Gathers:
     L = one.floats
     parts = on_rank(shape, L)
     loads = []  # of the stages one of which holds most
-    for place in (stage(shape, L, index) for index in heaviest(shape, L)):
+    for place in (stage(shape, L, index) for index in heaviest_candidates(shape, L)):
         own = place.dense * parts.dense_layer + place.sparse * parts.sparse_layer + parts.outside(place, L)
         loads.append((own, place.sparse * parts.experts, place))
     plain, routed, place = max(loads, key=lambda load: float((load[0] + load[1])[0]))

@@ -21,7 +21,6 @@ from moesaic.plan.shapes import shape_for_row
 from moesaic.plan.sheet import Interval
 from moesaic.plan.stack import Stack
 
-Z90 = 1.2815515655446004  # the 90 % quantile of a normal distribution
 UNITS = {"GIB": 2.0**30, "GB": 1e9, "MIB": 2.0**20, "MB": 1e6}
 COMPONENTS = {
     "mem_activations": "activations",
@@ -81,11 +80,6 @@ def split(row: Row) -> str:
     return "fit" if row["split"] == "fit" else "check"
 
 
-def spread(middle: float, sigma: float) -> Interval:
-    """The 80 % interval of a log-normal quantity around its median."""
-    return Interval(middle * math.exp(-Z90 * sigma), middle, middle * math.exp(Z90 * sigma))
-
-
 def training(row: Row, stacks: Mapping[str, Stack]) -> Answer | Scored:
     """Seconds a step, whichever way the row says how fast it ran."""
     sparse = row["n_experts"].isdecimal() and int(row["n_experts"]) > 1
@@ -95,7 +89,7 @@ def training(row: Row, stacks: Mapping[str, Stack]) -> Answer | Scored:
     using = settings(row, stacks[asked.stack])
     layout, seconds, _ = asked.best(using)
     sparse = asked.shape.n_experts > 1
-    predicted = spread(seconds, using.sigma_sparse if sparse else using.sigma)
+    predicted = Interval.around(seconds, using.sigma_sparse if sparse else using.sigma)
     reason = below(row)
     scored = Scored(
         row["id"],
@@ -123,7 +117,7 @@ def memory_row(row: Row, stacks: Mapping[str, Stack]) -> Scored:
     if isinstance(asked, str):
         return listed(row, "memory", asked)
     _, _, space = asked.best(settings(row, stacks[asked.stack]))
-    predicted = spread(component(space, row) / unit, MEMORY_SIGMA)
+    predicted = Interval.around(component(space, row) / unit, MEMORY_SIGMA)
     value, reason = number(row, "value"), below(row)
     return Scored(row["id"], split(row), "memory", row["unit"], value, predicted, not reason, reason)
 

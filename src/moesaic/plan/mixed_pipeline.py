@@ -60,7 +60,7 @@ def pipeline_mixed(shape: Shape, job: Job, groups: Sequence[Group], stack: Stack
         if not runs.any():
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
-            seconds, _ = _step(shape, job, groups, stack, L, stages, layers)
+            seconds, _ = uneven_seconds(shape, job, groups, stack, L, stages, layers)
             tokens = L.micro_batches(job.batch) * L.dp * L.micro_batch * job.seq_len
             speed = np.where(runs, tokens / seconds, 0.0)
         at = int(np.argmax(speed))
@@ -111,7 +111,7 @@ def _fullest(
     return [ahead, behind] if front == 0 else [behind, ahead]
 
 
-def _step(
+def uneven_seconds(
     shape: Shape, job: Job, groups: Sequence[Group], stack: Stack, L: Layouts, stages: list[Array], layers: list[Array]
 ) -> tuple[Array, list[Array]]:
     """Seconds of the step, and those in which each group is busy.
@@ -135,7 +135,7 @@ def _mixed(
     stages: list[Array],
     layers: list[Array],
 ) -> Mixed:
-    seconds, work = _step(shape, job, groups, stack, one, stages, layers)
+    seconds, work = uneven_seconds(shape, job, groups, stack, one, stages, layers)
     m, dp = int(one.micro_batches(job.batch)[0]), int(one.dp[0])
     sizes = [_fullest(shape, job, stack, one, stages, layers, front) for front in (0, 1)]
     fits = [all(float(s[0]) <= g.device.memory_gb * 1e9 for s, g in zip(z, groups, strict=True)) for z in sizes]

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from moesaic.errors import PlanError
 from moesaic.plan.choice import choices
 from moesaic.plan.cost import product
-from moesaic.plan.estimate import around
 from moesaic.plan.failures import Faults, outcome
 from moesaic.plan.flops import parameter_flops
 from moesaic.plan.job import Job
 from moesaic.plan.mixed import Group, Mixed, Share, replica_mixed
 from moesaic.plan.mixed_pipeline import pipeline_mixed, simulated
+from moesaic.plan.routing import tokens_per_expert
 from moesaic.plan.search import search
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Chart, Interval, Sheet, Value
@@ -42,7 +42,7 @@ class Cluster:
     def days(self, tokens_per_s: float, used: int) -> Interval:
         """Days for all tokens, failures included."""
         share = outcome(self.shape.total_parameters, used, self.faults).goodput
-        return around(self.tokens / (tokens_per_s * share * 86_400), self.sigma)
+        return Interval.around(self.tokens / (tokens_per_s * share * 86_400), self.sigma)
 
     def row(
         self, name: str, tokens_per_s: float, used: Sequence[int], layout: Mapping[str, Value], paid: Sequence[int]
@@ -50,11 +50,11 @@ class Cluster:
         """One option. `used` and `paid`: devices of each group."""
         peak = sum(n * g.device.peak(self.job.precision) for n, g in zip(used, self.groups, strict=True))
         days = self.days(tokens_per_s, sum(used))
-        mfu = around(tokens_per_s * 3 * parameter_flops(self.shape) / peak, self.sigma)
+        mfu = Interval.around(tokens_per_s * 3 * parameter_flops(self.shape) / peak, self.sigma)
         out: dict[str, Value] = {
             "option": name,
             "devices_used": sum(used),
-            "tokens_per_s": around(tokens_per_s, self.sigma),
+            "tokens_per_s": Interval.around(tokens_per_s, self.sigma),
             "mfu": Interval(mfu.p10, mfu.p50, min(mfu.p90, 1.0)),
             "days": days,
         }
@@ -123,12 +123,14 @@ def _best(sheet: Sheet, ask: Cluster, best: Mixed) -> None:
     sequences = best.tokens // ask.job.seq_len
     sheet.add(section, "batch_sequences", "batch in sequences", sequences, "", "tokens / length")
     if ask.shape.sparse_layers:
-        expert = best.tokens * ask.shape.top_k / ask.shape.n_experts
+        expert = tokens_per_expert(best.tokens, ask.shape.top_k, ask.shape.n_experts)
         sheet.add(
             section, "batch_tokens_per_expert", "batch of one expert", expert, "tokens", "tokens x top_k / experts"
         )
-    sheet.add(section, "step_time_s", "step", around(best.step_s, ask.sigma), "s", "that of the slowest generation")
-    speed = around(best.tokens_per_s, ask.sigma)
+    sheet.add(
+        section, "step_time_s", "step", Interval.around(best.step_s, ask.sigma), "s", "that of the slowest generation"
+    )
+    speed = Interval.around(best.tokens_per_s, ask.sigma)
     sheet.add(section, "tokens_per_s", "tokens per second", speed, "", "batch / step")
     sheet.add(section, "days", "days", ask.days(best.tokens_per_s, best.used), "d", "tokens / (tokens/s x goodput)")
     section = "The slowest wave"
@@ -136,7 +138,7 @@ def _best(sheet: Sheet, ask: Cluster, best: Mixed) -> None:
     sheet.add(section, "slowest", "all wait for", slowest.group.device.label, "", "the longest busy time of a step")
     how = "1 - mean over devices of busy time / the longest: what equal speeds would not lose"
     sheet.add(section, "waiting", "share of the busy time lost to waiting", best.waiting, "", how)
-    lost = around(best.waiting * best.used * 24 * ask.days(best.tokens_per_s, best.used).p50, ask.sigma)
+    lost = Interval.around(best.waiting * best.used * 24 * ask.days(best.tokens_per_s, best.used).p50, ask.sigma)
     sheet.add(section, "device_hours_lost", "device-hours lost to it", lost, "h", "waiting x devices x 24 x days")
     if (run := simulated(best)) is not None:
         sheet.add(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesaic.errors import PlanError
+from moesaic.plan.routing import touched
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Value
 
@@ -154,14 +155,7 @@ SBASE = RoutedLaw(
 
 FITTED_PARAMETERS = 1.3e9
 FITTED_EXPERTS = 512
-FITTED_TOKENS = 130e9
 """Where Clark et al. measured: dense models up to 1.3 B under up to 512 experts, 130 B tokens."""
-
-
-def touched(experts: Real, top_k: Real, batch: Real) -> Real:
-    """Experts of a layer that a batch of tokens meets on average when all are as likely: E (1 - (1 - k/E)^B)."""
-    many = np.asarray(experts, float)
-    return np.asarray(many * (1 - (1 - top_k / many) ** batch))
 
 
 def with_experts(shape: Shape, experts: int) -> Shape:

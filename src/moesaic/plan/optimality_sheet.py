@@ -16,10 +16,10 @@ from moesaic.plan.optimality import (
     effective_tokens,
     readings,
     serving_by_experts,
-    touched,
     with_experts,
 )
 from moesaic.plan.quantity import human
+from moesaic.plan.routing import touched
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Chart, Sheet, Value
 from moesaic.recipe import Recipe

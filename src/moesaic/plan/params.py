@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 
 from moesaic.plan.flops import conventions, forward_parts, parameter_flops
+from moesaic.plan.routing import tokens_per_expert
+from moesaic.plan.serving.replica import WEIGHT_BYTES
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import known_shapes
 from moesaic.plan.sheet import Sheet, Value
 from moesaic.plan.stages import dense_twin, stage_loads
 from moesaic.recipe import Recipe
 
-BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5}
+BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": WEIGHT_BYTES["nvfp4"]}  # with its scales
 
 
 def params_sheet(shape: Shape, seq_len: int | None = None, pp: int = 1, recipe: Recipe | None = None) -> Sheet:
@@ -275,7 +277,7 @@ def _batches(sheet: Sheet, shape: Shape, recipe: Recipe) -> None:
             "batch_tokens": step.tokens,
             "batch_sequences": step.tokens // stage.seq_len,
             "sequence_tokens": stage.seq_len,
-            "tokens_per_expert": step.tokens * shape.top_k / shape.n_experts,
+            "tokens_per_expert": tokens_per_expert(step.tokens, shape.top_k, shape.n_experts),
         }
         for stage in recipe.stages
         for step in stage.batch

@@ -42,7 +42,10 @@ def stage(shape: Shape, L: Layouts, index: Array, layers: Array | None = None) -
 
 
 def split(shape: Shape, L: Layouts) -> tuple[Array, Array]:
-    """Layers of a stage at least, and the first stage that holds one more: the last stage where none does."""
+    """Layers of a stage at least, and the first stage that holds one more: the last stage where none does.
+
+    This is `stages.layer_counts` with the last stage the lightest, for all layouts at once.
+    """
     few = np.floor(shape.n_layers / L.pp)
     return few, L.pp - 1 - (shape.n_layers - few * L.pp)
 
@@ -60,7 +63,7 @@ def kinds(shape: Shape, start: Array, layers: Array) -> tuple[Array, Array]:
     return dense, layers - dense
 
 
-def heaviest(shape: Shape, L: Layouts) -> list[Array]:
+def heaviest_candidates(shape: Shape, L: Layouts) -> list[Array]:
     """Stages one of which needs most memory: the first (embedding), the last (head), and few between.
 
     Of two stages with the same layers the earlier has at least as many micro-batches in flight. So of each kind (how
@@ -76,7 +79,7 @@ def heaviest(shape: Shape, L: Layouts) -> list[Array]:
     return [0 * last, *(np.clip(index, 0, last) for index in between), last]
 
 
-def slowest(shape: Shape, L: Layouts) -> list[Array]:
+def slowest_candidates(shape: Shape, L: Layouts) -> list[Array]:
     """Stages one of which takes longest.
 
     That is the last, which holds the head, or one with a layer more: any, or where dense layers come first, the first

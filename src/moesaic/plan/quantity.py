@@ -28,10 +28,10 @@ def parse_count(text: str, name: str) -> float:
     return value
 
 
-def parse_duration(text: str, name: str) -> float:
-    """Seconds of `600s`, `10min`, `2h`, `3d` or `250ms`: positive, with its unit. Raises PlanError."""
+def parse_duration(text: str, name: str, *, zero: bool = False) -> float:
+    """Seconds of `600s`, `10min`, `2h`, `3d` or `250ms`, with its unit. With `zero`, `0s` too. Raises PlanError."""
     value = _product(_DURATION.fullmatch(text), _SECONDS)
-    if not (value > 0 and math.isfinite(value)):
+    if not ((value > 0 or (zero and value == 0)) and math.isfinite(value)):
         raise PlanError(f"{name} {_quoted(text)}: give a time with its unit, for example 600s, 10min, 2h or 3d")
     return value
 
@@ -55,6 +55,15 @@ def human(value: float, digits: int = 4) -> str:
         if scale <= abs(shown) < 1e15:
             return f"{shown / scale:.{digits}g}{suffix}"
     return f"{shown:.{digits}g}"
+
+
+def human_time(seconds: float) -> str:
+    """A length of time in the unit that suits it, to three digits: 12.8 s, 10 min, 2.03 h, 95 d."""
+    for unit in ("d", "h", "min", "s"):
+        size = float(_SECONDS[unit])
+        if seconds >= (2 if unit == "d" else 1) * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1000:.3g} ms"
 
 
 def printable(words: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from moesaic.errors import PlanError
+from moesaic.plan.routing import tokens_per_expert
 from moesaic.plan.schedule import Engine, advice, schedulable, step_bubble, whole_batches
 from moesaic.plan.sheet import Value
 from moesaic.recipe import Layout, Model
@@ -122,7 +123,7 @@ def plan_ramp(
                 tokens=tokens,
                 batch_tokens=step.tokens,
                 batch_sequences=sequences,
-                batch_tokens_per_expert=step.tokens * model.top_k / model.n_experts,
+                batch_tokens_per_expert=tokens_per_expert(step.tokens, model.top_k, model.n_experts),
                 given=run(layout.dp),
                 advised=next((r for r in possible if r.bubble <= limit), None),
                 fewest_bubble=min(possible, key=lambda r: r.bubble, default=None),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from moesaic.errors import MoesaicError, PlanError
-from moesaic.plan.fit import Free, Table, fit, log_ratios, spread
+from moesaic.plan.fit import Free, Table, fit, log_ratios, residual_sigma
 from moesaic.plan.layouts import Array
 from moesaic.plan.published import RATES, Row, Trial, number, question, rows
 from moesaic.plan.shape import Shape
@@ -98,8 +98,8 @@ def fit_runs(path: Path, base: str = "megatron-core", name: str = "mine", known:
     ratios = log_ratios(after, trials)
     sparse = np.array([t.shape.n_experts > 1 for t in trials])
     mine = after["stack"][name]
-    mine["sigma"] = float(f"{spread(ratios[~sparse], using.sigma):.3g}")
-    mine["sigma_sparse"] = float(f"{spread(ratios[sparse], using.sigma_sparse):.3g}")
+    mine["sigma"] = float(f"{residual_sigma(ratios[~sparse], using.sigma):.3g}")
+    mine["sigma_sparse"] = float(f"{residual_sigma(ratios[sparse], using.sigma_sparse):.3g}")
     return Fitted(name, base, after, free, start, trials, log_ratios(start, trials), ratios)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from moesaic.errors import PlanError
 from moesaic.plan.choice import Choice, choices
 from moesaic.plan.device import Device
-from moesaic.plan.estimate import around
 from moesaic.plan.failures import Faults
 from moesaic.plan.flops import parameter_flops
 from moesaic.plan.job import Job
@@ -211,7 +210,7 @@ def add_best(sheet: Sheet, best: Choice, tokens: float, price: Interval | float 
     m, bubble = found.micro_batches, float(found.time.bubble_fraction[0])
     how = "(p - 1) / (v m + p - 1), Narayanan et al. 2021, sec. 2.2.2"
     sheet.add(section, "bubble", "pipeline bubble", bubble, "share", how, p=layout["pp"], v=layout["chunks"], m=m)
-    speed = around(best.tokens_per_s, found.sigma)
+    speed = Interval.around(best.tokens_per_s, found.sigma)
     sheet.add(section, "tokens_per_s", "tokens", speed, "tokens/s", "batch / time")
     how = "6 x active parameters x tokens/s / (devices at work x peak)"
     sheet.add(section, "mfu", "model FLOP utilisation (6 N)", found.mfu, "share", how, peak_tflops=found.peak / 1e12)

@@ -15,6 +15,7 @@ from moesaic.recipe import Recipe, read_recipe, recipe_files
 
 # Architectures of the measurements that are not plain transformers: linear attention, state spaces, compressed or
 # per-layer attention. Nothing here prices them.
+# `serving_shape` knows some all the same, which are shipped as what their cache makes of them.
 NOT_PLAIN = ("Qwen3-Next", "Qwen3.5", "Nemotron-3-", "DeepSeek-V4", "Gemma-4")
 
 
@@ -99,12 +100,22 @@ def shape_for_row(row: Mapping[str, str]) -> Shape | None:
     model = row.get("model", "")
     if model.startswith(NOT_PLAIN):
         return None
-    known = _by_any_name().get(_plain(model))
-    if known and not _contradicts(row, known.shape):
-        return known.shape
+    if (known := _named(row)) is not None:
+        return known
     if all(row.get(key, "").isdigit() for key in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff")):
         return _from_columns(row)
     return None
+
+
+def serving_shape(row: Mapping[str, str]) -> Shape | None:
+    """As `shape_for_row`, and hybrids of linear and full attention that are shipped: a decode step reads of a fixed
+    state what it reads of a window's cache. Their training is another matter."""
+    return shape_for_row(row) or (_named(row) if row.get("model", "").startswith(NOT_PLAIN) else None)
+
+
+def _named(row: Mapping[str, str]) -> Shape | None:
+    known = _by_any_name().get(_plain(row.get("model", "")))
+    return known.shape if known and not _contradicts(row, known.shape) else None
 
 
 def _contradicts(row: Mapping[str, str], shape: Shape) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Z90 = 1.2815515655446004  # the 90 % quantile of a standard normal distribution
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -16,6 +18,12 @@ class Interval:
     p10: float
     p50: float
     p90: float
+
+    @classmethod
+    def around(cls, middle: float, sigma: float) -> "Interval":
+        """Of a log-normal quantity: its median, and the standard deviation of its logarithm."""
+        factor = math.exp(Z90 * sigma)
+        return cls(middle / factor, middle, middle * factor)
 
     def map(self, factor: float) -> "Interval":
         """The interval of `factor` times the quantity; a negative factor is not meant."""

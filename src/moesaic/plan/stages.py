@@ -1,5 +1,6 @@
 """Cuts of a model: what each pipeline stage holds, and the dense model of the same size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from moesaic.errors import PlanError
@@ -14,20 +15,29 @@ class StageLoad:
     parameters: int  # the embedding on the first stage and the head on the last included, a tied one on both
 
 
+def layer_counts(n_layers: int, pp: int, lightest: Sequence[int]) -> list[int]:
+    """Layers of each of `pp` stages, as even as whole layers go.
+
+    Those that the division leaves over go to the late stages first, one each; to the stages of `lightest` only when
+    no other is left, and then to the last of them. Training spares the last (`pp - 1`), which holds the head, and by
+    that rule its early stages, which keep most activations (placement.py does this for whole grids). Serving keeps no
+    activations: it spares the first (`0`), which holds the embedding, and then the last.
+    """
+    few, more = divmod(n_layers, pp)
+    order = [*dict.fromkeys(lightest), *(i for i in range(pp) if i not in lightest)]
+    fuller = set(order[pp - more :])
+    return [few + (i in fuller) for i in range(pp)]
+
+
 def stage_loads(shape: Shape, pp: int) -> list[StageLoad]:
-    """Layers over `pp` stages as evenly as whole layers go; the stages that also hold head or embedding get fewer.
+    """What the stages of a training run hold.
 
     A tied embedding stands on the first and on the last stage (Shoeybi et al. 2019 and Narayanan et al. 2021 keep
     the two copies alike). Raises PlanError when there are more stages than layers.
     """
     if not 1 <= pp <= shape.n_layers:
         raise PlanError(f"pp = {pp} stages for {shape.n_layers} layers; use 1 to {shape.n_layers}")
-    few, more = divmod(shape.n_layers, pp)
-    # As in placement.py: later ones first, as they keep fewer activations, and the one with the head not at all.
-    order = [*range(pp - 2, -1, -1), pp - 1]
-    counts = [few] * pp
-    for stage in order[:more]:
-        counts[stage] += 1
+    counts = layer_counts(shape.n_layers, pp, lightest=(pp - 1,))
     sparse, dense = shape.sparse_layer_parameters(), shape.dense_layer_parameters
     loads, layer = [], 0
     head = shape.head_parameters or (shape.vocab_size * shape.d_model if pp > 1 else 0)

@@ -14,8 +14,9 @@ from moesaic.plan.device import Device
 from moesaic.plan.job import Job
 from moesaic.plan.layer import LayerTime, layer_times
 from moesaic.plan.layouts import FULL, Array, Layouts
-from moesaic.plan.memory import WEIGHT_BYTES, on_rank
-from moesaic.plan.placement import Stage, slowest, stage
+from moesaic.plan.memory import WEIGHT_BYTES
+from moesaic.plan.placement import Stage, slowest_candidates, stage
+from moesaic.plan.rank import on_rank
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
 
@@ -133,7 +134,7 @@ def _slowest(
     if layers is not None:
         given = stage(shape, L, L.pp - 1, layers)
         return given, took(given)
-    first, *rest = slowest(shape, L)
+    first, *rest = slowest_candidates(shape, L)
     best = stage(shape, L, first)
     longest = took(best)
     for index in rest:

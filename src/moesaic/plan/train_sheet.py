@@ -10,6 +10,7 @@ from moesaic.plan.failures_sheet import failures_sheet
 from moesaic.plan.flops import parameter_flops
 from moesaic.plan.memory import Memory
 from moesaic.plan.prices import Prices
+from moesaic.plan.routing import tokens_per_expert
 from moesaic.plan.sheet import Chart, Interval, Sheet, Value
 from moesaic.plan.step import PARTS
 from moesaic.plan.train import Asked
@@ -79,7 +80,7 @@ def _layout(sheet: Sheet, asked: Asked, found: Estimate) -> None:
     sheet.add(section, "batch_tokens", "batch", found.tokens, "tokens", "sequences x length", asked=asked.batch_tokens)
     sheet.add(section, "batch_sequences", "", found.sequences, "sequences", "micro-batches x micro-batch x dp")
     if found.shape.sparse_layers:
-        each = found.tokens * found.shape.top_k / experts
+        each = tokens_per_expert(found.tokens, found.shape.top_k, experts)
         sheet.add(section, "batch_tokens_per_expert", "", each, "tokens per expert", "batch x top_k / experts")
     if idle:
         inner = found.devices // int(found.layout.dp[0])

@@ -9,6 +9,7 @@ import torch
 from moesaic.data import Batch, DataFolder, Loader
 from moesaic.model import Transformer, select_trainable
 from moesaic.plan.forecast import forecast
+from moesaic.plan.routing import tokens_per_expert
 from moesaic.recipe import Recipe, Stage
 from moesaic.train.machine import Machine
 from moesaic.train.optimizer import build_optimizer
@@ -42,7 +43,7 @@ class StepMeter:
             "tokens": tokens,
             "batch_tokens": here,
             "batch_sequences": batch.tokens.shape[0],
-            "tokens_per_expert": here * self.model.top_k / self.model.n_experts,
+            "tokens_per_expert": tokens_per_expert(here, self.model.top_k, self.model.n_experts),
             "loss": result.loss,
             "balance_loss": result.balance_loss,
             "z_loss": result.z_loss,

@@ -153,3 +153,8 @@ def staged(draw: st.DrawFn) -> Case:
     job = Job(draw(st.sampled_from([16, 256, 2048])), 8 * draw(st.integers(1, 20)), zero_bubble=draw(st.booleans()))
     using = replace(stacks()["megatron-core"], sparse_us=0.0, layer_us=0.0, sync_us=0.0)
     return Case(shape, job, layouts, devices()["h100"], using)
+
+
+def dominated(points: np.ndarray) -> set[int]:
+    """Rows that another beats in one column and equals or beats in all."""
+    return {i for i, p in enumerate(points) if any((q <= p).all() and (q < p).any() for q in points)}

@@ -15,7 +15,7 @@ from moesaic.commands.plan.audit import audit as verb
 from moesaic.errors import PlanError
 from moesaic.plan.audit import audit, sheet_of
 from moesaic.plan.audit.claims import shipped
-from moesaic.plan.audit.verdicts import Verdict
+from moesaic.plan.audit.verdict import Verdict
 
 
 @pytest.fixture(scope="module")

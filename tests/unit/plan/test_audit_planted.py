@@ -2,8 +2,9 @@
 
 from collections import Counter
 
+from planted_claims import found, planted
+
 from moesaic.plan.audit import audit
-from moesaic.plan.audit.planted import found, planted
 
 
 def test_slips_are_found_and_true_claims_are_left_alone() -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from moesaic.errors import PlanError
 from moesaic.plan.audit import audit, sheet_of
-from moesaic.plan.audit.verdicts import NEARLY, TOLERANCE, Verdict, miss
+from moesaic.plan.audit.verdict import NEARLY, TOLERANCE, Verdict
+from moesaic.plan.audit.verdicts import miss
 
 
 def one(expression: str | list[str] = "", **claim: Any) -> Verdict:

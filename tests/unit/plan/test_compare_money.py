@@ -16,9 +16,9 @@ from moesaic.plan.compare.money import (
     hall_per_year,
     power_mw,
 )
-from moesaic.plan.compare.uncertainty import Z90, Input, draws, quantiles, swings
+from moesaic.plan.compare.uncertainty import Input, draws, quantiles, swings
 from moesaic.plan.cost import product
-from moesaic.plan.sheet import Interval
+from moesaic.plan.sheet import Z90, Interval
 
 PRICE = st.floats(1.0, 1e5)
 

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from moesaic.commands.plan import plan_app
 from moesaic.errors import PlanError
-from moesaic.plan.duration import human_time, parse_seconds
 from moesaic.plan.failures import Faults, outcome
 from moesaic.plan.failures_sheet import failures_sheet
 from moesaic.plan.goodput import (
@@ -191,25 +190,6 @@ def test_slow_devices_cost_time() -> None:
     assert slow_share(1e-7, 10_000, 7200, 0.1) == pytest.approx(2e-3 * 0.1 / 1.1, rel=2e-3)
     quick, slow = (outcome(GPT4, 10_000, Faults(slow_rate=r)) for r in (0, 1e-4))
     assert slow.goodput == pytest.approx(quick.goodput * (1 - slow.slow))
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("600s", 600), ("10min", 600), ("2h", 7200), ("0s", 0), ("1.5d", 129_600), ("50 ms", 0.05)]
-)
-def test_durations_are_read(text: str, seconds: float) -> None:
-    assert parse_seconds(text, "--restart") == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize("text", ["600", "-5s", "", "10 minutes", "nan", "infs", "9" * 400 + "s"])
-def test_durations_without_sense_are_refused(text: str) -> None:
-    with pytest.raises(PlanError, match=r"^--restart .*: give a length of time with its unit"):
-        parse_seconds(text, "--restart")
-
-
-def test_durations_are_written() -> None:
-    assert [human_time(s) for s in (0.05, 12.83, 600, 7297, 95 * 86_400)] == [
-        "50 ms", "12.8 s", "10 min", "2.03 h", "95 d",
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

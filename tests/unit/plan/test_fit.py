@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from moesaic.cli import app
 from moesaic.errors import PlanError
-from moesaic.plan.fit import Free, fit, log_ratios, spread
+from moesaic.plan.fit import Free, fit, log_ratios, residual_sigma
 from moesaic.plan.published import COLUMNS, Trial, question
 from moesaic.plan.runs import fit_runs, read_runs, write_stacks
 from moesaic.plan.stack import Stack, stack, stacks
@@ -198,8 +198,8 @@ def test_a_prior_holds_what_no_run_speaks_of() -> None:
     assert log_ratios(moved, [asked])[0] < 0
 
 
-def test_spread_is_of_the_bulk_and_leans_on_the_prior() -> None:
+def test_residual_sigma_is_of_the_bulk_and_leans_on_the_prior() -> None:
     draws = np.random.default_rng(1).normal(0, 0.2, 4000)
-    assert spread(draws, 0.05) == pytest.approx(0.2, rel=0.05)
-    assert spread(np.array([]), 0.07) == 0.07
-    assert spread(np.array([0.01, -0.01, 5.0]), 0.1) < 0.15
+    assert residual_sigma(draws, 0.05) == pytest.approx(0.2, rel=0.05)
+    assert residual_sigma(np.array([]), 0.07) == 0.07
+    assert residual_sigma(np.array([0.01, -0.01, 5.0]), 0.1) < 0.15

@@ -96,9 +96,8 @@ def test_full_recompute_is_narayanans_equation(layers: int, width: int, seq_len:
 
 @given(st.integers(1, 200), st.none() | st.integers(1, 250))
 def test_visible_tokens_are_counted_keys(seq_len: int, window: int | None) -> None:
-    counted = sum(min(i + 1, window or seq_len) for i in range(seq_len)) / seq_len
-    # The convention s / 2 counts the diagonal half; the sum counts it whole.
-    assert visible_tokens(seq_len, window) == pytest.approx(counted, abs=0.5)
+    counted = sum(min(i + 1, window or seq_len) - 0.5 for i in range(seq_len)) / seq_len  # the diagonal counts half
+    assert visible_tokens(seq_len, window) == pytest.approx(counted, rel=1e-12)
     assert visible_tokens(seq_len, window) <= visible_tokens(seq_len, window, causal=False) <= seq_len
 
 

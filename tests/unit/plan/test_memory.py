@@ -11,8 +11,9 @@ from plan_cases import Case, cases, shapes
 
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import FULL, NONE, SELECTIVE, Layouts
-from moesaic.plan.memory import Memory, layer_activations, memory, memory_total, on_rank
+from moesaic.plan.memory import Memory, layer_activations, memory, memory_total
 from moesaic.plan.placement import in_flight, stage
+from moesaic.plan.rank import on_rank
 from moesaic.plan.reference import Reference
 from moesaic.plan.schedule import in_flight as simulated
 from moesaic.plan.schedule import orders

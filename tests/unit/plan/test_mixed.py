@@ -15,7 +15,7 @@ from moesaic.plan.job import Job
 from moesaic.plan.layouts import Layouts
 from moesaic.plan.memory import memory_total, stage_total
 from moesaic.plan.mixed import Group, Mixed, Share, parse_cluster, replica_mixed
-from moesaic.plan.mixed_pipeline import _step, pipeline_mixed, simulated, splits
+from moesaic.plan.mixed_pipeline import pipeline_mixed, simulated, splits, uneven_seconds
 from moesaic.plan.mixed_sheet import mixed_sheet
 from moesaic.plan.search import search
 from moesaic.plan.search_api import read_workload
@@ -63,7 +63,7 @@ def test_pipeline_of_equal_generations_is_the_plain_step(shape: Shape, chunks: i
     layouts = Layouts.of(tp=2, pp=4, dp=4, ep=8 if shape is SPARSE else 1, etp=1, chunks=chunks)
     stages, layers = [np.array([1.0]), np.array([3.0])], [np.array([3.0]), np.array([3.0])]
     for profile in (STACK, stack("research")):
-        seconds, _ = _step(shape, job, [Group(A100, 8), Group(A100, 24)], profile, layouts, stages, layers)
+        seconds, _ = uneven_seconds(shape, job, [Group(A100, 8), Group(A100, 24)], profile, layouts, stages, layers)
         assert seconds[0] == pytest.approx(float(step_time(shape, job, layouts, A100, profile).total[0]), rel=1e-12)
 
 

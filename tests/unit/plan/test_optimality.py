@@ -18,10 +18,10 @@ from moesaic.plan.optimality import (
     effective_tokens,
     readings,
     serving_by_experts,
-    touched,
     with_experts,
 )
 from moesaic.plan.optimality_sheet import optimality_sheet, sources_of
+from moesaic.plan.routing import touched
 from moesaic.plan.shape import Shape, shape_of
 from moesaic.recipe import read_recipe
 

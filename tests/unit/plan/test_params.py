@@ -1,9 +1,11 @@
 """`moesaic plan params`: the described system's figures, stages, the dense twin, and the vision addition."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,10 +13,12 @@ from typer.testing import CliRunner
 
 from moesaic.commands.plan import plan_app
 from moesaic.errors import PlanError
+from moesaic.plan import placement
+from moesaic.plan.layouts import Layouts
 from moesaic.plan.params import params_sheet
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import known_shapes, read_shape
-from moesaic.plan.stages import dense_twin, stage_loads
+from moesaic.plan.stages import dense_twin, layer_counts, stage_loads
 from moesaic.plan.vision import ENCODERS, VisionPlan
 from moesaic.recipe import recipe_files
 
@@ -158,3 +162,19 @@ def test_flamingo_80b() -> None:
 def test_bad_vision_is_a_short_error(arguments: tuple[str, ...], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         run(GPT4, "--vision", *arguments)
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_layers_over_stages(n: int, pp: int) -> None:
+    if pp > n:
+        return
+    training, serving = layer_counts(n, pp, (pp - 1,)), layer_counts(n, pp, (0, pp - 1))
+    for counts in (training, serving):
+        assert sum(counts) == n
+        assert max(counts) - min(counts) <= 1
+    assert training[-1] == min(training)
+    assert training[:-1] == sorted(training[:-1])  # fewer activations in flight, so more layers, towards the end
+    assert serving[0] == min(serving)
+    assert serving[1:-1] == sorted(serving[1:-1])
+    shape, layouts = replace(read_shape("llama-3-8b"), n_layers=n), Layouts.of(pp=pp)
+    assert training == [int(placement.stage(shape, layouts.floats, np.array([i])).dense[0]) for i in range(pp)]

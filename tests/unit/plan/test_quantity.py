@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesaic.errors import PlanError
-from moesaic.plan.quantity import human, parse_context, parse_count, parse_duration
+from moesaic.plan.quantity import human, human_time, parse_context, parse_count, parse_duration
 
 NO_NUMBER = [
     "", " ", "-1", "-13T", "+5", "0", "0T", "13 TT", "13TM", "1e400", "1e-400", "1e999999999", "nan", "inf", "NaN T",
@@ -50,6 +50,18 @@ def test_durations(text: str, seconds: float) -> None:
 def test_durations_need_a_unit_that_is_known(text: str) -> None:
     with pytest.raises(PlanError, match="with its unit"):
         parse_duration(text, "--interval")
+
+
+def test_a_duration_of_nothing_only_where_it_is_meant() -> None:
+    assert parse_duration("0s", "--restart", zero=True) == 0
+    for text in ("0", "-1s", "nan", ""):
+        with pytest.raises(PlanError, match="with its unit"):
+            parse_duration(text, "--restart", zero=True)
+
+
+def test_durations_for_people() -> None:
+    times = (0.05, 12.83, 600, 7297, 95 * 86_400)
+    assert [human_time(s) for s in times] == ["50 ms", "12.8 s", "10 min", "2.03 h", "95 d"]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
 """The search against brute force: the same layouts, none that fits lost, the best one, every Pareto point."""
 
 import json
-import time
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from plan_cases import dominated
 from typer.testing import CliRunner
 
 from moesaic.commands.plan import plan_app
@@ -24,6 +24,7 @@ from moesaic.plan.search_api import read_workload, search_plan
 from moesaic.plan.search_sheet import Question, search_sheet
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_shape
+from moesaic.plan.sheet import Z90
 from moesaic.plan.space import Space, divisors, grids
 from moesaic.plan.stack import stack, stacks
 from moesaic.plan.step import step_time
@@ -144,22 +145,6 @@ def test_a_grid_is_the_same_as_its_layouts_one_by_one(name: str) -> None:
             assert np.isfinite(alone.total).all()
 
 
-def dominated(points: np.ndarray) -> set[int]:
-    return {i for i, p in enumerate(points) if any((q <= p).all() and (q < p).any() for q in points)}
-
-
-@settings(deadline=None)
-@example([(1e-20, 1.0), (0.0, 1.0), (1.0, 0.0), (1.0, 0.5)])  # a sum that hides which is smaller
-@given(
-    st.integers(1, 3).flatmap(
-        lambda k: st.lists(st.tuples(*[st.integers(0, 6) | st.floats(0, 1e9, width=32)] * k), max_size=40)
-    )
-)
-def test_pareto_front_has_no_dominated_member_and_misses_none(points: list[tuple[float, ...]]) -> None:
-    array = np.array(points, float).reshape(len(points), -1 if points else 1)
-    assert set(pareto(array).tolist()) == set(range(len(points))) - dominated(array)
-
-
 def test_front_of_a_search_is_the_front_of_all_that_fits() -> None:
     found = search(SPARSE, Job(8192, 12), NARROW, STACK, 12, FEW).found
     points = np.stack([-found.rate, found.memory], axis=1)
@@ -182,6 +167,7 @@ def test_described_cluster(gpt4: Search) -> None:
     assert (int(best.gpus[0]), int(best.used[0])) == (25_000, 24_960)
     assert (row["tp"], row["ep"]) == (8, 16)  # the described 8-way limit follows from the domain
     assert 60 < 13e12 / best.speed[0] / 86_400 < 130
+    assert gpt4.funnel.enumerated > 400_000  # in how little time: benchmarks/plan_search.py
     assert set(np.unique(gpt4.found.used)) <= set(range(24_500, 25_001))
 
 
@@ -189,17 +175,6 @@ def test_the_described_layout_is_among_those_found(gpt4: Search) -> None:
     described = (8, 15, 1, 208, 16, 1, 1, 1, 1, FULL)  # without full recomputation its activations do not fit
     alike = [i for i, g in enumerate(gpt4.found.grids) if {8.0, 16.0} <= {g.tp.max(), g.ep.max()} and g.cp.min() == 1]
     assert described in rows(gpt4.found[np.isin(gpt4.found.grid, alike)].layouts)
-
-
-def test_the_whole_search_is_quick() -> None:
-    shape, job, _ = read_workload("gpt4", None, "60M")
-    begin = time.process_time()
-    result = search(shape, job, device("a100-80"), STACK, 24_960)
-    seconds = time.process_time() - begin
-    assert result.funnel.enumerated > 400_000
-    assert seconds < 2, (
-        "a tenth of that where nothing else runs; the goal of one second is in benchmarks/plan_search.py"
-    )
 
 
 def test_goodput_of_many_is_that_of_each() -> None:
@@ -227,7 +202,7 @@ def test_a_choice_is_what_memory_and_step_time_say() -> None:
     assert plain.estimate.seconds.p50 == pytest.approx(seconds[0])
     assert sum(plain.seconds().values()) == pytest.approx(plain.estimate.seconds.p50)
     days = plain.days(13e12)
-    assert days.p90 / days.p50 == pytest.approx(np.exp(1.2816 * STACK.sigma_sparse))
+    assert days.p90 / days.p50 == pytest.approx(np.exp(Z90 * STACK.sigma_sparse))
     paid = plain.dollars(13e12, 2.0)
     assert paid is not None
     assert paid.p50 == pytest.approx(days.p50 * 24 * 2.0 * 25_000)  # those that idle too

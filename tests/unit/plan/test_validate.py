@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from moesaic.cli import app
-from moesaic.plan.measured import Answer, measured, spread
+from moesaic.plan.measured import Answer, measured
 from moesaic.plan.published import COLUMNS, rows
 from moesaic.plan.ranking import regret, spearman
 from moesaic.plan.scored import Scored
+from moesaic.plan.sheet import Interval
 from moesaic.plan.stack import stacks
 from moesaic.plan.validate import GOALS, Validation, error, inside, part, validate, validation_sheet
 
@@ -35,12 +36,12 @@ def baseline() -> dict[str, object]:
 
 
 def scored(published: float, middle: float, split: str = "check", sigma: float = 0.1) -> Scored:
-    return Scored("x", split, "memory", "GB", published, spread(middle, sigma), True)
+    return Scored("x", split, "memory", "GB", published, Interval.around(middle, sigma), True)
 
 
 def test_scores_by_hand() -> None:
     members = [scored(100, 110), scored(100, 80), scored(200, 300), scored(10, 11, "fit")]
-    members.append(Scored("y", "check", "memory", "GB", 1.0, spread(9.0, 0.1), False, "listed"))
+    members.append(Scored("y", "check", "memory", "GB", 1.0, Interval.around(9.0, 0.1), False, "listed"))
     p = part("memory", members)
     assert p.check == pytest.approx([10, -20, 50])
     assert p.mape == pytest.approx(80 / 3)
@@ -53,7 +54,7 @@ def test_scores_by_hand() -> None:
 
 def test_an_interval_holds_eighty_percent() -> None:
     draws = np.exp(np.random.default_rng(0).normal(0, 0.3, 20_000))
-    held = [inside(Scored("x", "check", "memory", "", d, spread(1.0, 0.3), True)) for d in draws]
+    held = [inside(Scored("x", "check", "memory", "", d, Interval.around(1.0, 0.3), True)) for d in draws]
     assert np.mean(held) == pytest.approx(0.8, abs=0.01)
 
 

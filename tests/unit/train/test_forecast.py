@@ -12,7 +12,7 @@ from synthetic import recipe
 import tiny
 from moesaic.model import Transformer, initialise
 from moesaic.plan.flops import training_flops
-from moesaic.plan.forecast import _ramp, forecast
+from moesaic.plan.forecast import batch_ramp, forecast
 from moesaic.plan.shape import shape_of
 from moesaic.recipe import BatchStep, Recipe, Stage
 from moesaic.train.machine import Machine
@@ -34,7 +34,7 @@ def test_steps_are_those_of_a_run_that_counts_them(tokens: int, sizes: list[int]
     done = steps = 0
     while done < tokens:
         done, steps = done + stage.batch_tokens(done), steps + 1
-    assert sum(n for _, n in _ramp(stage, tokens)) == steps
+    assert sum(n for _, n in batch_ramp(stage, tokens)) == steps
 
 
 def test_numbers_follow_from_the_recipe_and_the_rates() -> None:

@@ -53,25 +53,25 @@ def failures(
     html: HtmlOption = None,
 ) -> None:
     """How often a run breaks, how often to save, what share of the time is work, how many spare nodes it needs."""
-    from moesaic.plan.duration import parse_seconds
     from moesaic.plan.failures import Faults
     from moesaic.plan.failures_sheet import failures_sheet
     from moesaic.plan.goodput import LLAMA3_RATE
+    from moesaic.plan.quantity import parse_duration
     from moesaic.plan.shapes import read_shape
 
     faults = Faults(
         rate=LLAMA3_RATE if rate is None else rate,
-        detect=parse_seconds(detect, "--detect"),
-        restart=parse_seconds(restart, "--restart"),
+        detect=parse_duration(detect, "--detect", zero=True),
+        restart=parse_duration(restart, "--restart", zero=True),
         storage=storage * 1e9,
         per_device=float("inf") if per_device is None else per_device * 1e9,
         host_copy=None if host_copy is None else host_copy * 1e9,
-        checkpoint=None if checkpoint is None else parse_seconds(checkpoint, "--checkpoint"),
+        checkpoint=None if checkpoint is None else parse_duration(checkpoint, "--checkpoint", zero=True),
         slow_rate=slow_rate,
-        slow_found=parse_seconds(slow_found, "--straggler-found"),
+        slow_found=parse_duration(slow_found, "--straggler-found", zero=True),
         slowdown=slowdown,
         node=node,
-        repair=parse_seconds(repair, "--repair"),
+        repair=parse_duration(repair, "--repair", zero=True),
         confidence=confidence,
     )
     sheet = failures_sheet(read_shape(source), gpus, days, faults, price)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moesaic.plan.audit.verdicts import Verdict
+    from moesaic.plan.audit.verdict import Verdict
     from moesaic.plan.sheet import Sheet
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from moesaic.plan.audit.verdicts import NEARLY, TOLERANCE, Verdict
+from moesaic.plan.audit.verdict import NEARLY, TOLERANCE, Verdict
 from moesaic.plan.sheet import Sheet, Table, Value
 
 ORDER = ("ok", "tension", "loose", "garbled", "wrong", "impossible", "not checkable")

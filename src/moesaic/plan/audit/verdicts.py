@@ -3,16 +3,13 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from moesaic.plan.audit.claims import Claim, Reading
+from moesaic.plan.audit.divisors import divides, nearest_count
 from moesaic.plan.audit.repair import SWAPPED, Repair, repair, repair_bound, slips
 from moesaic.plan.audit.units import PARTS, agree, split, unit_of
+from moesaic.plan.audit.verdict import EXACT, NEARLY, TOLERANCE, Computed, Verdict
 
-# The one tolerance: the most that rounding to two digits can do (1.05 to 1.1, or to 1.0). Claims are spoken in two.
-TOLERANCE = 1 / 21
-NEARLY = 3 * TOLERANCE
-_EXACT = 1e-9  # of floating-point arithmetic
 _UTILISATION = re.compile(r"utili[sz]ation|\b(mfu|hfu|mbu)\b|of( \w+)* peak", re.IGNORECASE)
 _RELATIVE = re.compile(r"\b(ratio|relative|times|x)\b|gain|improve|increase|speed|higher|lower|change", re.IGNORECASE)
 _IN_TEXT = re.compile(r"\d ?(%|percent)( of( \w+)* peak| (mfu|hfu|mbu|utili[sz]ation))", re.IGNORECASE)
@@ -20,38 +17,6 @@ _UPPER = re.compile(
     r"<|≤|\b(under|below|less than|at most|up to|no more than|not more than|within|maximum|fits?)\b", re.I
 )
 _LOWER = re.compile(r">|≥|\b(more than|over|above|at least|exceeds?|no less than|not less than|minimum|beyond)\b", re.I)
-
-
-@dataclass(frozen=True)
-class Computed:
-    """A reading with its value in the claim's unit (None: another dimension) and whether the claim holds under it."""
-
-    name: str
-    expression: str
-    value: float | None
-    unit: str  # of the claim, or the base unit of a value of another dimension
-    holds: bool
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a claim. `factor` and `slip` only where one explains it, `corrected` where it does not hold."""
-
-    claim: Claim
-    verdict: str  # ok, tension, garbled, loose, wrong, impossible, not checkable
-    computed: Sequence[Computed] = ()
-    slip: str = ""
-    factor: float | None = None
-    corrected: str = ""
-    note: str = ""
-    nearest: float | None = None  # feasible count nearest to the claimed one, where counts are what is wrong
-
-    @property
-    def label(self) -> str:
-        """The verdict with its factor: `garbled x1000`, `garbled (unit)`."""
-        if self.verdict == "garbled":
-            return f"garbled x{self.factor:g}" if self.factor else f"garbled ({self.slip})"
-        return self.verdict
 
 
 def judge(claim: Claim) -> Verdict:
@@ -62,7 +27,7 @@ def judge(claim: Claim) -> Verdict:
         return Verdict(claim, "not checkable", note="no expression")
     unit = _unit(claim)
     if claim.kind == "divides":
-        return _divides(claim, unit)
+        return divides(claim, unit)
     computed = [_computed(claim, r, unit) for r in claim.readings]
     if all(c.value is None for c in computed):
         right = unit_of(claim.readings[0].result.quantity)
@@ -135,9 +100,9 @@ def _tolerance(claim: Claim) -> float:
 
 def _holds(claim: Claim, value: float) -> bool:
     if claim.kind != "bound":
-        return _miss(claim, value) <= _tolerance(claim) + _EXACT
+        return _miss(claim, value) <= _tolerance(claim) + EXACT
     assert claim.claimed is not None
-    slack = _EXACT + (claim.tolerance or 0)  # a bound is not rounded in its favour
+    slack = EXACT + (claim.tolerance or 0)  # a bound is not rounded in its favour
     if _direction(claim)[0]:
         return value <= claim.claimed[1] + slack * abs(claim.claimed[1])
     return value >= claim.claimed[0] - slack * abs(claim.claimed[0])
@@ -213,63 +178,11 @@ def _parts(claim: Claim, computed: Sequence[Computed], values: Sequence[float], 
     """A share of a whole that comes in equal parts: what counts is whether it means the same number of parts."""
     assert claim.claimed is not None
     middle = sum(claim.claimed) / 2
-    count = max(1, _round(whole / middle)) if middle else 1
-    meant = sorted({_round(whole / v) for v in values if v})
+    count = max(1, nearest_count(whole / middle)) if middle else 1
+    meant = sorted({nearest_count(whole / v) for v in values if v})
     right = " or ".join(f"{_text(whole / n, claim.unit)} ({n} {part}s)" for n in reversed(meant) if n)
     note = f"{whole:.4g}/{middle:.4g} = {whole / middle:.2f}: nearest {part} count {count}" if middle else ""
     return Verdict(claim, "loose" if count in meant else "wrong", computed, corrected=right, note=note, nearest=count)
-
-
-def _divides(claim: Claim, unit: int) -> Verdict:
-    """Whether the claimed count is a multiple or a divisor of each computed count. Scale slips are not looked for:
-    ten times any count divides at least as well."""
-    assert claim.claimed is not None
-    count = claim.claimed[0] * float(claim.units[unit].magnitude)
-    computed, feasible = [], []
-    for reading in claim.readings:
-        other = float(reading.result.quantity.magnitude)
-        above = reading.result.above
-        if above is not None and other > 0 and not _whole(other):  # 120 / 16 written out: it is 16 that must divide
-            holds, other = False, float(above.magnitude) / other
-        else:
-            holds = count > 0 and other > 0 and (_whole(count / other) or _whole(other / count))
-        computed.append(Computed(reading.name, reading.expression, other, "", holds))
-        if not holds and other > 0 and count > 0:
-            feasible.append(_multiples(count, other))
-    held = [c.name for c in computed if c.holds]
-    if len(held) == len(computed):
-        return Verdict(claim, "ok", computed)
-    near = [n for pair in feasible for n in pair]
-    corrected = " or ".join(f"{n:,.0f}" for n in dict.fromkeys(near))
-    first = next(c for c in computed if not c.holds)
-    shown = f"{count:,.10g}/{first.value:,.10g} = {count / first.value:.2f}" if first.value else "no count"
-    if held:
-        return Verdict(claim, "tension", computed, corrected=corrected, note=f"holds for {'; '.join(held)} -- {shown}")
-    nearest = min((n for n in near if n > 0), key=lambda n: abs(n - count), default=None)
-    close = nearest is not None and abs(nearest - count) <= NEARLY * count
-    word, note = "loose" if close else "wrong", f"{shown}: not whole"
-    return Verdict(claim, word, computed, corrected=corrected, note=note, nearest=nearest)
-
-
-def _whole(value: float) -> bool:
-    return value >= 1 - _EXACT and abs(value - _round(value)) <= _EXACT * value
-
-
-def _round(value: float) -> int:
-    return round(value) if math.isfinite(value) else 0
-
-
-def _multiples(count: float, other: float) -> list[float]:
-    """The counts beside `count` that divide: multiples of a smaller `other`, divisors of a larger one."""
-    if not math.isfinite(count / other) or not math.isfinite(other / count):
-        return []
-    if other <= count:
-        return [math.floor(count / other) * other, math.ceil(count / other) * other]
-    below = above = int(other // count)
-    for _ in range(10_000):  # of a large number the divisors may be far apart
-        below += 1 if other % below or below == above else 0
-        above -= 1 if above > 1 and other % above else 0
-    return [other / n for n in (below, above) if other % n == 0]
 
 
 def _impossible(claim: Claim) -> Verdict | None:
@@ -280,13 +193,13 @@ def _impossible(claim: Claim) -> Verdict | None:
     unit = claim.units[0]
     share = claim.claimed[1] * float(unit.magnitude)
     bounded = claim.kind == "bound" and _direction(claim)[0]  # "at most 120 %" may well be
-    if split(unit) != ({}, {}) or share <= 1 + _EXACT or bounded:
+    if split(unit) != ({}, {}) or share <= 1 + EXACT or bounded:
         return None
     note = f"{share:.0%} of peak: impossible"
     if claim.readings and claim.kind in ("value", "ratio"):
         computed = [_computed(claim, r, 0) for r in claim.readings]
         scale = float(unit.magnitude)
-        possible = [c for c in computed if c.value is not None and c.value * scale <= 1 + _EXACT]
+        possible = [c for c in computed if c.value is not None and c.value * scale <= 1 + EXACT]
         if possible and not any(c.holds for c in computed):
             found = _failed(claim, possible, 0, note)
             if found.verdict == "garbled":

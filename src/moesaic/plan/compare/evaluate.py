@@ -23,7 +23,6 @@ from moesaic.plan.compare.money import (
 from moesaic.plan.compare.scenarios import MONEY, Scenario
 from moesaic.plan.compare.training import RATE, Run, training_run
 from moesaic.plan.compare.uncertainty import Input, Numbers
-from moesaic.plan.estimate import around
 from moesaic.plan.failures import Faults
 from moesaic.plan.goodput import spares
 from moesaic.plan.prices import UNITS, Prices
@@ -264,7 +263,7 @@ def _case(s: Scenario, prices: Prices) -> Case:
             (f"decode.{name}", f"decode time, {name}", cluster.sigma_token),
             (f"first_token.{name}", f"first-token time, {name}", cluster.sigma_first),
         ):
-            inputs.append(Input(key, label, "of its median", around(1.0, sigma), engine))
+            inputs.append(Input(key, label, "of its median", Interval.around(1.0, sigma), engine))
         inputs.append(Input("demand", "requests", "1/s", cluster.given.requests_per_s, "given"))
     paid = purchase if buys else rent
     assert paid

@@ -13,7 +13,7 @@ from moesaic.plan.device import Device
 from moesaic.plan.estimate import Estimate
 from moesaic.plan.failures import Faults, outcome
 from moesaic.plan.flops import parameter_flops
-from moesaic.plan.goodput import STATE_BYTES, daly, goodput, mtti
+from moesaic.plan.goodput import LLAMA3_RATE, STATE_BYTES, daly, goodput, mtti
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_source
 from moesaic.plan.sheet import Interval
@@ -21,7 +21,7 @@ from moesaic.plan.stack import stack as read_stack
 from moesaic.plan.train import Wanted, answer, ask
 from moesaic.recipe import Recipe
 
-RATE = Interval(2.34 / 1000 / 24 / 8, 419 / (54 * 24 * 16_384), 6.50 / 1000 / 24 / 8)
+RATE = Interval(2.34 / 1000 / 24 / 8, LLAMA3_RATE, 6.50 / 1000 / 24 / 8)
 """Failures per device-hour: Meta's RSC-2 and RSC-1 (2.34 and 6.50 per thousand node-days, arXiv:2410.21680) around
 Llama 3 (arXiv:2407.21783, sec. 3.3.4)."""
 

@@ -15,11 +15,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from moesaic.plan.sheet import Interval
+from moesaic.plan.sheet import Z90, Interval
 
 Numbers: TypeAlias = NDArray[np.float64]
 
-Z90 = NormalDist().inv_cdf(0.9)
 SAMPLES, SEED = 4096, 2023
 
 
@@ -43,8 +42,8 @@ class Input:
     def at(self, z: Numbers) -> Numbers:
         """Values at standard normal `z`: log-normal, with a spread of its own on either side of the median."""
         low, middle, high = self.interval.p10, self.interval.p50, self.interval.p90
-        spread = np.where(z < 0, math.log(middle / low), math.log(high / middle)) / Z90
-        return np.clip(middle * np.exp(z * spread), self.least, self.most)
+        sigma = np.where(z < 0, math.log(middle / low), math.log(high / middle)) / Z90
+        return np.clip(middle * np.exp(z * sigma), self.least, self.most)
 
 
 def draws(keys: Iterable[str], samples: int = SAMPLES, seed: int = SEED) -> dict[str, Numbers]:

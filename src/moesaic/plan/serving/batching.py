@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesaic.errors import PlanError
+from moesaic.plan.routing import Numbers
 from moesaic.plan.serving.memory import stages
 from moesaic.plan.serving.profile import Profile
 from moesaic.plan.serving.replica import Replica
-from moesaic.plan.serving.roofline import Numbers, StageTimer
+from moesaic.plan.serving.roofline import StageTimer
 
 ITERATIONS, DAMPING, TOLERANCE = 400, 0.2, 1e-6
 

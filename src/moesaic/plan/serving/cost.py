@@ -7,8 +7,8 @@ import numpy as np
 from moesaic.errors import PlanError
 from moesaic.plan.device import Device
 from moesaic.plan.prices import Prices
+from moesaic.plan.routing import Numbers
 from moesaic.plan.serving.batching import Load, ReplicaTimer
-from moesaic.plan.serving.roofline import Numbers
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ import math
 from dataclasses import dataclass
 
 from moesaic.errors import PlanError
+from moesaic.plan.reserve import COLLECTIVE_BYTES, DRIVER_BYTES
 from moesaic.plan.serving.replica import WEIGHT_BYTES, Replica
+from moesaic.plan.stages import layer_counts
 
-CONTEXT_BYTES = (
-    1.0e9  # driver context, libraries, graphs: the low end of 1-2 GB, observed by users of Megatron-LM and vLLM
-)
-COLLECTIVE_BYTES = 0.4e9  # NCCL buffers: 342-392 MiB in aiconfigurator's system files
 CHUNK = 1024  # prompt tokens that one pass of prefill takes; sizes the activations below
 
 
@@ -35,10 +33,7 @@ def stages(model: Replica, first: int | None = None) -> list[Stage]:
     if p == 1:
         counts = [n]
     elif first is None:
-        base, extra = divmod(n, p)
-        order = [0, p - 1, *range(1, p - 1)]  # lightest first
-        light = set(order[: p - extra])
-        counts = [base if extra == 0 or i in light else base + 1 for i in range(p)]
+        counts = layer_counts(n, p, lightest=(0, p - 1))
     else:
         if not 0 <= first <= n - (p - 1):
             raise PlanError(f"{first} layers on the first stage: give 0 to {n - (p - 1)} of {n} layers over {p} stages")
@@ -94,7 +89,7 @@ def activation_bytes(model: Replica, chunk: int = CHUNK) -> float:
 
 def reserve_bytes(model: Replica, chunk: int = CHUNK) -> float:
     """What neither weights nor cache may take: context, collective buffers, activations of a prefill chunk."""
-    return CONTEXT_BYTES + COLLECTIVE_BYTES + activation_bytes(model, chunk)
+    return DRIVER_BYTES + COLLECTIVE_BYTES + activation_bytes(model, chunk)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ from moesaic.plan.serving.cost import Workload
 from moesaic.plan.serving.profile import Profile
 from moesaic.plan.serving.replica import Replica
 from moesaic.plan.shape import Shape
-from moesaic.plan.sheet import Interval
 
-Z90 = 1.2815515655446004  # the 90 % quantile of a normal distribution
 UNFITTED_SIGMA = 0.25  # added in quadrature for a generation of devices without measurements of its own
 
 
@@ -61,9 +59,3 @@ def sigmas(q: Question, constants: Profile) -> tuple[float, float]:
     engine = constants.engine(q.engine)
     extra = 0.0 if q.model.device.generation in constants.generations else UNFITTED_SIGMA
     return float(np.hypot(engine.sigma_decode, extra)), float(np.hypot(engine.sigma_first, extra))
-
-
-def spread(middle: float, sigma: float) -> Interval:
-    """The log-normal interval around a median."""
-    factor = float(np.exp(Z90 * sigma))
-    return Interval(middle / factor, middle, middle * factor)

@@ -4,8 +4,8 @@ import numpy as np
 
 from moesaic.plan.serving.batching import ReplicaTimer
 from moesaic.plan.serving.cost import Curve, prompt_usd_per_1k
-from moesaic.plan.serving.question import Z90, Question, spread
-from moesaic.plan.sheet import Chart, Sheet, Value
+from moesaic.plan.serving.question import Question
+from moesaic.plan.sheet import Z90, Chart, Interval, Sheet, Value
 
 
 def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, sigma: tuple[float, float]) -> None:
@@ -61,7 +61,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
         name,
         "step_ms",
         "decode step, all stages",
-        spread(float(c.step_s[i]) * 1e3, sigma[0]),
+        Interval.around(float(c.step_s[i]) * 1e3, sigma[0]),
         "ms",
         "pp x time of the slowest stage: weights and experts touched, cache, collectives, fixed times",
         pp=m.pp,
@@ -70,7 +70,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
         name,
         "output_usd_per_1k",
         "cost of output, decode alone",
-        spread(float(c.output_usd_per_1k[i]), sigma[0]),
+        Interval.around(float(c.output_usd_per_1k[i]), sigma[0]),
         "$ per 1k tokens",
         "devices x price x step / sequences",
         devices=m.devices,
@@ -80,7 +80,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
         name,
         "prompt_usd_per_1k",
         "cost of prompt, prefill alone",
-        spread(prompt_usd_per_1k(timer, q.work, q.usd_per_gpu_hour, q.chunk), sigma[1]),
+        Interval.around(prompt_usd_per_1k(timer, q.work, q.usd_per_gpu_hour, q.chunk), sigma[1]),
         "$ per 1k tokens",
         "devices x price x pass over a chunk / its tokens",
         chunk_tokens=q.chunk,
@@ -89,7 +89,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
         name,
         "mixed_usd_per_1k",
         "cost of all tokens, one machine doing both",
-        spread(float(c.mixed_usd_per_1k[i]), sigma[0]),
+        Interval.around(float(c.mixed_usd_per_1k[i]), sigma[0]),
         "$ per 1k tokens",
         "price / (requests per second x (prompt + output)); requests by the fixed point of docs/plan-serve.md",
         prompt_tokens=q.work.prompt,
@@ -100,7 +100,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
         name,
         "token_ms",
         "between tokens, prompts of others included",
-        spread(float(c.load.token_s[i]) * 1e3, sigma[0]),
+        Interval.around(float(c.load.token_s[i]) * 1e3, sigma[0]),
         "ms",
         "step + decoding / output x time of a prompt",
     )
@@ -108,7 +108,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
         name,
         "first_token_s",
         "time to first token",
-        spread(float(c.load.first_s[i]), sigma[1]),
+        Interval.around(float(c.load.first_s[i]), sigma[1]),
         "s",
         "request overhead + chunks through the pipeline + queue",
         prompt_tokens=q.work.prompt,
@@ -117,7 +117,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
         name,
         "output_tokens_per_s",
         "output of the replica",
-        spread(float(c.load.output_tokens_per_s(q.work.output)[i]), sigma[0]),
+        Interval.around(float(c.load.output_tokens_per_s(q.work.output)[i]), sigma[0]),
         "tokens/s",
         "concurrency x output / (first token + output x time between tokens)",
     )

@@ -7,9 +7,9 @@ from moesaic.plan.serving import against as versus
 from moesaic.plan.serving.batching import ReplicaTimer
 from moesaic.plan.serving.cost import Curve, batches_for, disaggregated
 from moesaic.plan.serving.profile import Profile
-from moesaic.plan.serving.question import Question, spread
+from moesaic.plan.serving.question import Question
 from moesaic.plan.serving.speculation import speedup, textbook_speedup
-from moesaic.plan.sheet import Sheet
+from moesaic.plan.sheet import Interval, Sheet
 
 POOL_CHUNK = 8192  # prompt tokens of one pass of a replica that only prefills
 
@@ -51,7 +51,7 @@ def arrivals(sheet: Sheet, q: Question, timer: ReplicaTimer, paged: int, sigma: 
         name,
         "rate_token_ms",
         "between tokens",
-        spread(float(load.token_s[0]) * 1e3, sigma[0]),
+        Interval.around(float(load.token_s[0]) * 1e3, sigma[0]),
         "ms",
         "step + decoding / output x time of a prompt",
     )
@@ -59,7 +59,7 @@ def arrivals(sheet: Sheet, q: Question, timer: ReplicaTimer, paged: int, sigma: 
         name,
         "rate_first_token_s",
         "time to first token",
-        spread(float(load.first_s[0]), sigma[1]),
+        Interval.around(float(load.first_s[0]), sigma[1]),
         "s",
         "request overhead + chunks through the pipeline + queue",
     )

@@ -5,18 +5,14 @@ attention) takes a soft maximum of its memory and arithmetic time, and to these 
 """
 
 from dataclasses import dataclass
-from functools import cache
-from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
+from moesaic.plan.routing import Numbers, busiest_load, touched
 from moesaic.plan.serving.memory import Stage
 from moesaic.plan.serving.profile import Engine, Profile
 from moesaic.plan.serving.replica import Replica
 from moesaic.plan.serving.work import Work, stage_work
-
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -33,33 +29,6 @@ class Pass:
     def seconds(self) -> Numbers:
         """The whole pass on the stage."""
         return self.products + self.experts + self.attention + self.collectives + self.fixed
-
-
-@cache
-def above_mean(groups: int) -> float:
-    """Expected maximum of `groups` standard normal numbers (Blom 1958), 0 for one."""
-    return NormalDist().inv_cdf((groups - 0.375) / (groups + 0.25)) if groups > 1 else 0.0
-
-
-def touched(experts: float, top_k: float, tokens: Numbers, groups: int = 1) -> Numbers:
-    """Experts of one group out of `groups` that at least one of `tokens` visits, on the busiest group.
-
-    E (1 - (1 - k/E)^B) on average over random routing; with several groups the busiest lies `above_mean`
-    standard deviations over its mean, and no group holds more than E/groups.
-    """
-    share = 1 - (1 - top_k / experts) ** tokens
-    mean: Numbers = experts / groups * share
-    if groups == 1:
-        return mean
-    above = above_mean(groups) * np.sqrt(mean * (1 - share))
-    most: Numbers = np.minimum(experts / groups, np.maximum(top_k * tokens, mean))
-    return np.asarray(np.minimum(mean + above, most))
-
-
-def busiest_load(top_k: float, tokens: Numbers, groups: int) -> Numbers:
-    """Token visits on the busiest of `groups`: the mean and `above_mean` standard deviations (balls in bins)."""
-    mean = top_k * tokens / groups
-    return mean if groups == 1 else np.minimum(mean + above_mean(groups) * np.sqrt(mean), top_k * tokens)
 
 
 class StageTimer:

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,15 +13,14 @@ from moesaic.errors import PlanError
 from moesaic.plan.device import device
 from moesaic.plan.scored import Scored
 from moesaic.plan.serving.batching import ReplicaTimer
-from moesaic.plan.serving.hybrid import hybrid_shape
 from moesaic.plan.serving.profile import Profile, profile
 from moesaic.plan.serving.replica import Replica, replica
 from moesaic.plan.shape import Shape
+from moesaic.plan.shapes import serving_shape
 from moesaic.plan.sheet import Interval
 
 Row = Mapping[str, str]
 Solved = tuple[tuple[float, float], float]  # (s between tokens, output tokens/s), s to first token
-Z90 = 1.2815515655446004  # the 90 % quantile of a normal distribution
 METRICS = ("tpot", "ttft", "output_tokens_per_s", "output_tokens_per_s_per_gpu", "output_tokens_per_s_per_node")
 NODE = 8  # devices of a node where a rate is per node
 STATIC_CHUNK, CHUNK = 16384, 8192  # prompt tokens of one pass: TensorRT-LLM 0.5 benchmarks, default of today's engines
@@ -94,7 +93,7 @@ def _replica(row: Row, shape: Shape) -> Replica:
     return replica(shape, device(row["device"]), tp=tp, pp=pp, dp=dp, ep=ep, weights=precision, kv=kv)
 
 
-def cases(rows: Sequence[Row], shape_for_row: Callable[[Row], Shape | None]) -> list[Case]:
+def cases(rows: Sequence[Row]) -> list[Case]:
     """All inference rows; a row whose notes give a time to first token makes a second case, `ID:ttft`."""
     out = []
     for row in rows:
@@ -104,7 +103,7 @@ def cases(rows: Sequence[Row], shape_for_row: Callable[[Row], Shape | None]) -> 
         model = None
         if not reason:
             try:
-                shape = shape_for_row(row) or hybrid_shape(row)
+                shape = serving_shape(row)
                 model = _replica(row, shape) if shape else None
                 reason = "" if shape else "shape not known"
             except PlanError as error:
@@ -165,17 +164,14 @@ def validation_rows(path: Path, constants: Profile | None = None) -> list[Scored
 
 def scored_rows(rows: Sequence[Row], constants: Profile | None = None) -> list[Scored]:
     """The same of rows that were read already: every column present, numbers being numbers."""
-    from moesaic.plan.shapes import shape_for_row
-
     constants = constants or profile()
     out = []
-    for case in cases(rows, shape_for_row):
+    for case in cases(rows):
         predicted = None
         if case.comparable:
-            middle = predict(case, constants)
             engine = constants.engine(case.engine)
-            spread = np.exp(Z90 * (engine.sigma_first if case.partition == "first token" else engine.sigma_decode))
-            predicted = Interval(middle / spread, middle, middle * spread)
+            sigma = engine.sigma_first if case.partition == "first token" else engine.sigma_decode
+            predicted = Interval.around(predict(case, constants), sigma)
         out.append(
             Scored(case.id, case.split, case.partition, case.unit, case.published, predicted, case.scored, case.reason)
         )

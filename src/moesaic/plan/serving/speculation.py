@@ -8,8 +8,8 @@ of each sequence visit more experts than one does, so the check is charged its o
 import numpy as np
 
 from moesaic.errors import PlanError
+from moesaic.plan.routing import Numbers
 from moesaic.plan.serving.batching import ReplicaTimer
-from moesaic.plan.serving.roofline import Numbers
 
 
 def tokens_per_check(accept: float, drafts: int) -> float:

@@ -1,5 +1,6 @@
 """Bytes and FLOPs of one stage on one device: everything about the model and its layout that a pass needs to know."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moesaic.plan.serving.memory import Stage, weight_bytes
@@ -33,12 +34,11 @@ class Work:
     expert_compute: str
 
 
-def compute_precision(weights: str, tflops: dict[str, float] | object, sparse: bool = False) -> str:
+def compute_precision(weights: str, tflops: Mapping[str, float]) -> str:
     """The arithmetic that a weight format runs in on a device with these rates (mxfp4: 8 bit where fp4 units exist)."""
-    rates = tflops if isinstance(tflops, dict) else dict(tflops)  # type: ignore[call-overload]
-    wanted = ("fp8" if "fp4" in rates else "fp16") if weights == "mxfp4" else _COMPUTE[weights]
+    wanted = ("fp8" if "fp4" in tflops else "fp16") if weights == "mxfp4" else _COMPUTE[weights]
     key = "fp4" if wanted == "nvfp4" else wanted
-    return wanted if key in rates else "fp16"
+    return wanted if key in tflops else "fp16"
 
 
 def stage_work(model: Replica, stage: Stage) -> Work:
@@ -59,7 +59,7 @@ def stage_work(model: Replica, stage: Stage) -> Work:
         score, prompt = 2 * heads * (2 * a.kv_rank + a.rope_dim), 2 * heads * (a.nope_dim + a.rope_dim + a.value_dim)
     else:
         score = prompt = 4 * heads * s.head_dim
-    rates = dict(model.device.tflops)
+    rates = model.device.tflops
     sparse_model = s.n_experts > 1
     four_bit = model.other_bytes == 2.0
     other = "fp16" if four_bit else compute_precision(model.weights, rates)

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from serving_reference import decode_seconds
 
 from moesaic.plan.device import device
+from moesaic.plan.routing import busiest_load, touched
 from moesaic.plan.serving.memory import stages
 from moesaic.plan.serving.profile import profile
 from moesaic.plan.serving.replica import Replica, replica
-from moesaic.plan.serving.roofline import StageTimer, busiest_load, touched
+from moesaic.plan.serving.roofline import StageTimer
 from moesaic.plan.shapes import read_shape
 
 SHAPES = {n: read_shape(n) for n in ("gpt4", "mixtral-8x7b", "llama-3-8b", "llama-3-70b", "qwen3-30b-a3b", "gpt3")}

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calibrate_serving import PRIORS, fit, table_of, with_spreads
 
-from moesaic.plan.serving.fit import PRIORS, fit, table_of, with_spreads
-from moesaic.plan.serving.hybrid import hybrid_shape
 from moesaic.plan.serving.profile import from_table, profile
 from moesaic.plan.serving.rows import Case, cases, predict, validation_rows
-from moesaic.plan.shapes import shape_for_row
+from moesaic.plan.shapes import serving_shape, shape_for_row
 
 # Rows of published_measurements.csv, the columns that serving reads; sources in the notes.
 ROWS = """\
@@ -39,7 +38,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def found() -> dict[str, Case]:
-    return {c.id: c for c in cases(rows(), shape_for_row)}
+    return {c.id: c for c in cases(rows())}
 
 
 def test_a_row_becomes_a_case_and_its_first_token_another() -> None:
@@ -102,11 +101,14 @@ def test_validation_rows_carry_an_interval_or_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_hybrid_has_its_published_size() -> None:
-    shape = hybrid_shape({"model": "Qwen3.5-397B-A17B"})
+    row = {"model": "Qwen3.5-397B-A17B"}
+    shape = serving_shape(row)
     assert shape is not None
     assert shape.total_parameters == pytest.approx(397e9, rel=0.01)
     assert shape.active_parameters == pytest.approx(17e9, rel=0.03)
-    assert hybrid_shape({"model": "Nemotron-3-Super"}) is None
+    assert shape.window == 2 * 64 * 128 * 128 * 4 / (2 * 2 * 256 * 2)  # its state in bytes, over a token's cache
+    assert shape_for_row(row) is None  # training is not priced: its arithmetic is another
+    assert serving_shape({"model": "Nemotron-3-Super"}) is None
 
 
 def test_a_fit_finds_constants_that_made_the_rows() -> None:

@@ -1,23 +1,23 @@
-"""Fit the constants of `profile.toml` to the `fit` rows of a table of measurements.
+"""Fit the constants of serving's `profile.toml` to the `fit` rows of the published measurements.
 
-    python -m moesaic.plan.serving.fit published_measurements.csv > profile.toml
+    python scripts/calibrate_serving.py > profile.toml
 
 Needs scipy (the `dev` extra) and about five minutes. Residuals are logarithms of predicted over published; a row far
 off counts less (Cauchy loss), a constant far from its prior counts too. No constant belongs to a row or to a model.
 """
 
-import csv
 import datetime
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moesaic.plan.published import rows
+from moesaic.plan.routing import Numbers
 from moesaic.plan.serving.profile import Profile, from_table
-from moesaic.plan.serving.roofline import Numbers
-from moesaic.plan.serving.rows import Z90, Case, Solved, cases, in_unit, predict_both
+from moesaic.plan.serving.rows import Case, Solved, cases, in_unit, predict_both
+from moesaic.plan.sheet import Z90
 
 SPREAD = {"decode": 0.10, "first token": 0.20}  # what a good prediction misses by; the scale of the loss
 UNSURE = 0.3  # weight of rows that may have used multi-token prediction
@@ -165,12 +165,9 @@ def with_spreads(values: Mapping[str, float], found: Sequence[Case], r: Numbers)
     return out
 
 
-def main(path: str) -> None:
-    """Fit to the `fit` rows of the table at `path` and print the profile."""
-    from moesaic.plan.shapes import shape_for_row
-
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        found = [c for c in cases(list(csv.DictReader(file)), shape_for_row) if c.comparable and c.split == "fit"]
+def main() -> None:
+    """Fit to the `fit` rows and print the profile."""
+    found = [c for c in cases(rows()) if c.comparable and c.split == "fit"]
 
     def log(text: str) -> None:
         print(text, file=sys.stderr)
@@ -184,10 +181,10 @@ def print_profile(values: Mapping[str, float], found: Sequence[Case]) -> None:
     table = table_of(values)
     n = {p: sum(c.partition == p for c in found) for p in SPREAD}
     print(f"# Fitted on {datetime.date.today().isoformat()} to {n['decode']} decode and {n['first token']} first-token")
-    print("# measurements (the `fit` rows of published_measurements.csv with layout, load and lengths) by")
-    print("#   python -m moesaic.plan.serving.fit published_measurements.csv > profile.toml")
+    print("# measurements (the `fit` rows of published.csv with layout, load and lengths) by")
+    print("#   python scripts/calibrate_serving.py > profile.toml")
     print("# Spreads are those of models held out of the fit, one at a time.")
-    print("# Meanings, units and priors: profile.py and fit.py. Shares of nominal figures, seconds, multipliers.")
+    print("# Meanings, units and priors: profile.py and that script. Shares of nominal figures, seconds, multipliers.")
 
     def section(title: str, entries: Mapping[str, Any]) -> None:
         print(f"\n[{title}]")
@@ -201,4 +198,4 @@ def print_profile(values: Mapping[str, float], found: Sequence[Case]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())
