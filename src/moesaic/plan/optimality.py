@@ -188,7 +188,7 @@ def serving_by_experts(
             rows.append(
                 {
                     "experts": many,
-                    "batch": batch,
+                    "step_tokens": batch,
                     "experts_touched": met,
                     "touched_share": met / many,
                     "tokens_per_touched_expert": batch * shape.top_k / met,
