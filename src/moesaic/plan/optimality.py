@@ -189,7 +189,7 @@ def serving_by_experts(
                 {
                     "experts": many,
                     "step_tokens": batch,
-                    "experts_touched": met,
+                    "touched_experts": met,
                     "touched_share": met / many,
                     "tokens_per_touched_expert": batch * shape.top_k / met,
                     "weights_read_gb": 2 * (shared + met * block) / 1e9,

@@ -100,13 +100,13 @@ def _chinchilla(sheet: Sheet, shape: Shape, tokens: float, flop: float) -> None:
                 "parameters_read_as": name,
                 "parameters": size,
                 "tokens_per_parameter": tokens / size,
-                "tokens_20_to_1": RATIO * size,
-                "tokens_over_20_to_1_ratio": tokens / (RATIO * size),
+                "optimal_tokens": RATIO * size,
+                "tokens_over_optimal_ratio": tokens / (RATIO * size),
                 "loss_refit_nats": float(REFIT.loss(size, tokens)),
                 "loss_approach_3_nats": float(HOFFMANN.loss(size, tokens)),
             }
         )
-    sheet.table("chinchilla_readings", "Tokens by what counts as parameters", rows)
+    sheet.table("chinchilla_readings", "Tokens by what counts as parameters; optimal: 20 a parameter", rows)
     if shape.n_experts > 1:
         sheet.note(
             "Chinchilla's laws are fits to dense models. Active parameters are the least, total the most that a "
