@@ -59,7 +59,7 @@ class Choice:
     def row(self, tokens: float, price: Interval | float | None) -> dict[str, Value]:
         """The layout as a row of a table."""
         found = self.estimate
-        out: dict[str, Value] = {"devices": self.gpus, **self.layout}
+        out: dict[str, Value] = {"devices_asked": self.gpus, **self.layout}
         out |= {
             "micro_batches": found.micro_batches,
             "batch_sequences": found.sequences,
@@ -67,11 +67,11 @@ class Choice:
             "batch_tokens_per_expert": self.tokens_per_expert,
             "memory_gb": found.bytes_needed / 1e9,
             "step_time_s": found.seconds.p50,
-            "bubble": float(found.time.bubble_fraction[0]),
-            "mfu": found.mfu,
+            "bubble_share": float(found.time.bubble_fraction[0]),
+            "mfu_share": found.mfu,
             "days": self.days(tokens),
         }
-        return out | ({} if price is None else {"dollars": self.dollars(tokens, price)})
+        return out | ({} if price is None else {"run_usd": self.dollars(tokens, price)})
 
 
 def choices(

@@ -29,7 +29,7 @@ def failures_sheet(shape: Shape, devices: int, days: float, faults: Faults, pric
     _often(sheet, devices, days, faults, found)
     _saving(sheet, shape, devices, faults, found)
     _lost(sheet, devices, days, faults, found, price)
-    _compared(sheet, devices, found, faults)
+    _compared(sheet, devices, found)
     if found.goodput < 0.5:
         sheet.note("More than half of the time is lost: save faster, restart faster, or use fewer devices.")
     if faults.host_copy and found.interval > found.daly:
@@ -44,7 +44,7 @@ def _often(sheet: Sheet, devices: int, days: float, faults: Faults, found: Outco
     section = "How often it breaks"
     sheet.add(
         section,
-        "failure_rate_per_device_hour",
+        "failures_per_device_hour",
         "failures per device-hour",
         faults.rate,
         "",
@@ -62,8 +62,8 @@ def _often(sheet: Sheet, devices: int, days: float, faults: Faults, found: Outco
     )
     sheet.add(
         section,
-        "expected_failures",
-        "failures to expect",
+        "interruptions",
+        "interruptions to expect",
         days * 86_400 / found.mean,
         "",
         "24 x days / MTTI",
@@ -83,9 +83,9 @@ def _often(sheet: Sheet, devices: int, days: float, faults: Faults, found: Outco
     sheet.add(
         section,
         "spare_share",
-        "spare devices as a share",
+        "spare devices, of those that train",
         found.spare_nodes * faults.node / devices,
-        "",
+        "share",
         "spare nodes x devices a node / devices",
         spare_nodes=found.spare_nodes,
         devices_a_node=faults.node,
@@ -124,7 +124,7 @@ def _saving(sheet: Sheet, shape: Shape, devices: int, faults: Faults, found: Out
     )
     sheet.add(
         section,
-        "young_s",
+        "young_interval_s",
         "interval after Young",
         found.young,
         "s",
@@ -134,7 +134,7 @@ def _saving(sheet: Sheet, shape: Shape, devices: int, faults: Faults, found: Out
     )
     sheet.add(
         section,
-        "daly_s",
+        "daly_interval_s",
         "interval after Daly",
         found.daly,
         "s",
@@ -144,7 +144,7 @@ def _saving(sheet: Sheet, shape: Shape, devices: int, faults: Faults, found: Out
     )
     sheet.add(
         section,
-        "interval_s",
+        "checkpoint_interval_s",
         "interval used (tau)",
         found.interval,
         "s",
@@ -158,10 +158,10 @@ def _lost(sheet: Sheet, devices: int, days: float, faults: Faults, found: Outcom
     section = "What is left of the time"
     sheet.add(
         section,
-        "goodput",
-        "share of time that is work kept",
+        "goodput_share",
+        "time that is work kept (goodput)",
         found.goodput,
-        "",
+        "share",
         "tau / (M e^(R/M) (e^((tau + C)/M) - 1)) x (1 - share lost to slow devices)",
         tau_s=found.interval,
         c_s=found.stall,
@@ -171,10 +171,10 @@ def _lost(sheet: Sheet, devices: int, days: float, faults: Faults, found: Outcom
     )
     sheet.add(
         section,
-        "goodput_first_order",
+        "goodput_first_order_share",
         "the same, first order",
         float(goodput_first_order(found.interval, found.stall, found.mean, found.down)) * (1 - found.slow),
-        "",
+        "share",
         "1 - C/tau - tau/2M - R/M",
     )
     if faults.slow_rate:
@@ -192,7 +192,7 @@ def _lost(sheet: Sheet, devices: int, days: float, faults: Faults, found: Outcom
     sheet.add(section, "useful_days", "days of work in it", days * found.goodput, "d", "days x goodput", days=days)
     sheet.add(
         section,
-        "days_for_the_same_work",
+        "same_work_days",
         "days until so many days of work are done",
         days / found.goodput if found.goodput > 0 else None,
         "d",
@@ -204,7 +204,7 @@ def _lost(sheet: Sheet, devices: int, days: float, faults: Faults, found: Outcom
     if price is not None:
         sheet.add(
             section,
-            "lost_dollars",
+            "lost_usd",
             "dollars lost",
             float(dollars(devices, days, price)) * (1 - found.goodput),
             "$",
@@ -213,7 +213,7 @@ def _lost(sheet: Sheet, devices: int, days: float, faults: Faults, found: Outcom
         )
 
 
-def _compared(sheet: Sheet, devices: int, found: Outcome, faults: Faults) -> None:
+def _compared(sheet: Sheet, devices: int, found: Outcome) -> None:
     marks = {"Young": found.young, "Daly": found.daly}
     if found.interval != found.daly:
         marks["used"] = found.interval
@@ -222,7 +222,14 @@ def _compared(sheet: Sheet, devices: int, found: Outcome, faults: Faults) -> Non
     for name, tau in sorted((grid | marks).items(), key=lambda item: item[1]):
         share = float(goodput(tau, found.stall, found.mean, found.down))
         first = float(goodput_first_order(tau, found.stall, found.mean, found.down))
-        rows.append({"interval": name, "interval_s": tau, "goodput": share, "goodput_first_order": first})
+        rows.append(
+            {
+                "interval": name,
+                "checkpoint_interval_s": tau,
+                "goodput_share": share,
+                "goodput_first_order_share": first,
+            }
+        )
     sheet.table("goodput_by_interval", "Goodput against the time between checkpoints", rows)
 
     taus = np.geomspace(found.daly / 16, found.daly * 16, 65)
@@ -247,14 +254,14 @@ def _compared(sheet: Sheet, devices: int, found: Outcome, faults: Faults) -> Non
     cases = {name: (c, r) for name, (c, r) in SCENARIOS.items()} | {"this run": (found.stall, found.down)}
     sheet.table(
         "scenarios",
-        f"Goodput on {devices:,} devices by time of a checkpoint (every Young interval) and of a restart",
+        f"Goodput on {devices:,} devices by time of a checkpoint and of a restart; Young's interval, this run its own",
         [
             {
                 "scenario": name,
-                "checkpoint_s": c,
+                "checkpoint_stall_s": c,
                 "restart_s": r,
-                "interval_s": (tau := found.interval if name == "this run" else float(young(c, found.mean))),
-                "goodput": float(goodput(tau, c, found.mean, r)),
+                "checkpoint_interval_s": (tau := found.interval if name == "this run" else float(young(c, found.mean))),
+                "goodput_share": float(goodput(tau, c, found.mean, r)),
             }
             for name, (c, r) in cases.items()
         ],

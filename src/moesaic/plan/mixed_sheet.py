@@ -55,13 +55,13 @@ class Cluster:
             "option": name,
             "devices_used": sum(used),
             "tokens_per_s": Interval.around(tokens_per_s, self.sigma),
-            "mfu": Interval(mfu.p10, mfu.p50, min(mfu.p90, 1.0)),
+            "mfu_share": Interval(mfu.p10, mfu.p50, min(mfu.p90, 1.0)),
             "days": days,
         }
         if None not in self.rents:
             ranges = [r if isinstance(r, Interval) else Interval(r, r, r) for r in self.rents if r is not None]
             each = [(r.p10 * n, r.p50 * n, r.p90 * n) for r, n in zip(ranges, paid, strict=True)]
-            out["dollars"] = product(24.0, days, Interval(*map(sum, zip(*each, strict=True))))  # rents move together
+            out["run_usd"] = product(24.0, days, Interval(*map(sum, zip(*each, strict=True))))  # rents move together
         return out | dict(layout)
 
 
@@ -137,32 +137,36 @@ def _best(sheet: Sheet, ask: Cluster, best: Mixed) -> None:
     slowest = max(best.shares, key=lambda s: s.seconds)
     sheet.add(section, "slowest", "all wait for", slowest.group.device.label, "", "the longest busy time of a step")
     how = "1 - mean over devices of busy time / the longest: what equal speeds would not lose"
-    sheet.add(section, "waiting", "share of the busy time lost to waiting", best.waiting, "", how)
+    sheet.add(section, "waiting_share", "busy time lost to waiting", best.waiting, "share", how)
     lost = Interval.around(best.waiting * best.used * 24 * ask.days(best.tokens_per_s, best.used).p50, ask.sigma)
-    sheet.add(section, "device_hours_lost", "device-hours lost to it", lost, "h", "waiting x devices x 24 x days")
+    sheet.add(section, "lost_device_hours", "device-hours lost to it", lost, "h", "waiting x devices x 24 x days")
     if (run := simulated(best)) is not None:
         sheet.add(
-            section, "simulated_s", "the pipeline, simulated", run.simulation.time, "s", "every operation in order"
+            section, "simulated_step_s", "the pipeline, simulated", run.simulation.time, "s", "every operation in order"
         )
-        sheet.add(section, "bound_s", "no schedule is faster than", run.bound, "s", "m x slowest + fill + drain")
-        sheet.add(section, "even_s", "the same with even stages", run.even, "s", "each stage takes the mean")
-        sheet.add(section, "uneven_price", "price of uneven stages", run.price, "", "simulated / even - 1")
+        sheet.add(section, "bound_step_s", "no schedule is faster than", run.bound, "s", "m x slowest + fill + drain")
+        sheet.add(
+            section, "even_stages_step_s", "the same with even stages", run.even, "s", "each stage takes the mean"
+        )
+        sheet.add(
+            section, "uneven_stages_share", "time that uneven stages add", run.price, "share", "simulated / even - 1"
+        )
 
 
 def _share(s: Share, best: Mixed) -> dict[str, Value]:
     slowest = max(x.seconds for x in best.shares)
     return {
         "device": s.group.device.name,
-        "devices": s.group.count,
+        "devices_asked": s.group.count,
         "devices_used": s.used,
         "replicas": s.replicas,
         "stages": s.stages,
-        "layers_of_a_stage": s.layers,
+        "stage_layers": s.layers,
         "micro_batches": s.micro_batches,
         "memory_gb": s.memory / 1e9,
-        "room_gb": s.group.device.memory_gb,
+        "device_memory_gb": s.group.device.memory_gb,
         "busy_s": s.seconds,
-        "waits": 1 - s.seconds / slowest,
+        "waiting_share": 1 - s.seconds / slowest,
     }
 
 

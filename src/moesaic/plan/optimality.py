@@ -182,8 +182,8 @@ def serving_by_experts(
             rows.append(
                 {
                     "experts": many,
-                    "batch": batch,
-                    "experts_touched": met,
+                    "step_tokens": batch,
+                    "touched_experts": met,
                     "touched_share": met / many,
                     "tokens_per_touched_expert": batch * shape.top_k / met,
                     "weights_read_gb": 2 * (shared + met * block) / 1e9,

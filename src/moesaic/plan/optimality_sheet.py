@@ -98,15 +98,15 @@ def _chinchilla(sheet: Sheet, shape: Shape, tokens: float, flop: float) -> None:
         rows.append(
             {
                 "parameters_read_as": name,
-                "parameters_b": size / 1e9,
+                "parameters": size,
                 "tokens_per_parameter": tokens / size,
-                "tokens_at_20_to_1_t": RATIO * size / 1e12,
-                "tokens_times_optimum": tokens / (RATIO * size),
+                "optimal_tokens": RATIO * size,
+                "tokens_over_optimal_ratio": tokens / (RATIO * size),
                 "loss_refit_nats": float(REFIT.loss(size, tokens)),
                 "loss_approach_3_nats": float(HOFFMANN.loss(size, tokens)),
             }
         )
-    sheet.table("chinchilla_readings", "Tokens by what counts as parameters", rows)
+    sheet.table("chinchilla_readings", "Tokens by what counts as parameters; optimal: 20 a parameter", rows)
     if shape.n_experts > 1:
         sheet.note(
             "Chinchilla's laws are fits to dense models. Active parameters are the least, total the most that a "
@@ -122,9 +122,9 @@ def _epochs(sheet: Sheet, shape: Shape, tokens: float) -> None:
         rows.append(
             {
                 "epochs": epochs,
-                "unique_tokens_b": tokens / epochs / 1e9,
-                "effective_tokens_b": worth / 1e9,
-                "worth_of_a_token": worth / tokens,
+                "unique_tokens": tokens / epochs,
+                "effective_tokens": worth,
+                "effective_share": worth / tokens,
                 "loss_of_repeating_nats": float(REFIT.loss(size, worth)) - float(REFIT.loss(size, tokens)),
             }
         )
@@ -140,7 +140,7 @@ def _repetition(sheet: Sheet, shape: Shape, tokens: float, sources: Mapping[str,
     sheet.add(section, "unique_tokens", "different tokens", unique, "tokens", "summed over sources")
     sheet.add(section, "seen_tokens", "tokens counting epochs", seen, "tokens", "different tokens x epochs, summed")
     sheet.add(section, "effective_tokens", "new tokens worth as much", worth, "tokens", formula, r_star=REPEAT)
-    sheet.add(section, "effective_share", "worth of a token seen", worth / seen, "", "effective / seen")
+    sheet.add(section, "effective_share", "what a token seen is worth", worth / seen, "share", "effective / seen")
     size = readings(shape)["active"]
     cost = float(REFIT.loss(size, worth)) - float(REFIT.loss(size, seen))
     sheet.add(
@@ -158,11 +158,11 @@ def _repetition(sheet: Sheet, shape: Shape, tokens: float, sources: Mapping[str,
         [
             {
                 "source": name,
-                "unique_tokens_b": s.unique / 1e9,
+                "unique_tokens": s.unique,
                 "epochs": s.epochs,
-                "seen_tokens_b": s.seen / 1e9,
-                "effective_tokens_b": float(effective_tokens(s.unique, s.epochs)) / 1e9,
-                "worth_of_a_token": float(effective_tokens(s.unique, s.epochs)) / s.seen,
+                "seen_tokens": s.seen,
+                "effective_tokens": float(effective_tokens(s.unique, s.epochs)),
+                "effective_share": float(effective_tokens(s.unique, s.epochs)) / s.seen,
             }
             for name, s in sources.items()
         ],
@@ -180,12 +180,12 @@ def _experts(sheet: Sheet, shape: Shape, tokens: float) -> None:
         rows.append(
             {
                 "experts": many,
-                "total_parameters_b": with_experts(shape, many).total_parameters / 1e9,
-                "one_in": share,
-                "compute_gain_where_fitted": float(SBASE.dense_equivalent(FITTED_PARAMETERS, share))
+                "total_parameters": with_experts(shape, many).total_parameters,
+                "experts_per_active_expert": share,
+                "compute_gain_where_fitted_ratio": float(SBASE.dense_equivalent(FITTED_PARAMETERS, share))
                 / FITTED_PARAMETERS,
-                "compute_gain_here": float(SBASE.dense_equivalent(size, share)) / size,
-                "dense_equivalent_here_b": float(SBASE.dense_equivalent(size, share)) / 1e9,
+                "compute_gain_here_ratio": float(SBASE.dense_equivalent(size, share)) / size,
+                "dense_equivalent_parameters": float(SBASE.dense_equivalent(size, share)),
             }
         )
     sheet.table(

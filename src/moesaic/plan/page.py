@@ -8,7 +8,7 @@ from typing import Any
 
 from moesaic.plan.picture import picture_of, write_page_file
 from moesaic.plan.sheet import Figure, Interval, Sheet, Table
-from moesaic.plan.wording import columns_of, heading, is_share, misses, text
+from moesaic.plan.wording import columns_of, heading, is_nothing, is_share, misses, text
 
 MOST_ROWS = 1000  # of a table, on a page that should open at once
 
@@ -38,14 +38,16 @@ def page_of(sheet: Sheet) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"text": text, "heading": heading}
+    told = [f for f in sheet.figures if not is_nothing(f)]
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     return template.render(
         style=stylesheet(),
         title=sheet.title,
         notes=sheet.notes,
-        sections=[(name, [_row(f) for f in group]) for name, group in groupby(sheet.figures, key=lambda f: f.section)],
+        leading=[_grid(table) for table in sheet.tables if table.rows and table.first],
+        sections=[(name, [_row(f) for f in group]) for name, group in groupby(told, key=lambda f: f.section)],
         charts=[(chart.title, picture_of(chart)) for chart in sheet.charts],
-        tables=[_grid(table) for table in sheet.tables if table.rows],
+        tables=[_grid(table) for table in sheet.tables if table.rows and not table.first],
     )
 
 
@@ -73,6 +75,7 @@ def _row(figure: Figure) -> dict[str, Any]:
 
 def _grid(table: Table) -> dict[str, Any]:
     """Columns with the side they lean to, and rows with whether they fit."""
-    columns = columns_of(table.rows)
-    rows = [([text(row.get(key), is_share(key)) for key, _ in columns], misses(row)) for row in table.rows[:MOST_ROWS]]
+    shown = table.rows[:MOST_ROWS]
+    columns = columns_of(shown)
+    rows = [([column.cells[i] for column in columns], misses(row)) for i, row in enumerate(shown)]
     return {"title": table.title, "columns": columns, "rows": rows, "left": max(0, len(table.rows) - MOST_ROWS)}

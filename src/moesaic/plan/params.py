@@ -25,7 +25,7 @@ def params_sheet(shape: Shape, seq_len: int | None = None, pp: int = 1, recipe: 
     _stages(sheet, shape, pp)
     _flops(sheet, shape, seq_len)
     _memory(sheet, shape, seq_len)
-    _beside(sheet, shape, seq_len)
+    _beside(sheet, shape)
     if recipe is not None:
         _batches(sheet, shape, recipe)
     if "is unknown" in shape.source:
@@ -165,7 +165,7 @@ def _stages(sheet: Sheet, shape: Shape, pp: int) -> None:
 def _flops(sheet: Sheet, shape: Shape, seq_len: int) -> None:
     section, two_n = "Arithmetic", parameter_flops(shape)
     n: Value = shape.active_parameters
-    sheet.add(section, "sequence_length_tokens", "sequence length", seq_len, "tokens", "--seq-len, or the context")
+    sheet.add(section, "sequence_tokens", "sequence length", seq_len, "tokens", "--seq-len, or the context")
     sheet.add(section, "forward_gflop_per_token", "forward, 2 N", two_n / 1e9, "GFLOP/token", "2 N / 1e9", N=n)
     sheet.add(section, "training_gflop_per_token", "training, 6 N", 3 * two_n / 1e9, "GFLOP/token", "6 N / 1e9", N=n)
     parts = forward_parts(shape, seq_len)
@@ -187,7 +187,7 @@ def _flops(sheet: Sheet, shape: Shape, seq_len: int) -> None:
         "score_share",
         "scores against 2 N",
         parts.scores / two_n,
-        "",
+        "share",
         "scores / 2 N",
         scores=parts.scores,
         N=n,
@@ -197,7 +197,7 @@ def _flops(sheet: Sheet, shape: Shape, seq_len: int) -> None:
             "convention": name,
             "forward_gflop_per_token": c.forward / 1e9,
             "training_gflop_per_token": c.training / 1e9,
-            "over_6n": c.training / (3 * two_n),
+            "over_6n_ratio": c.training / (3 * two_n),
             "counts": c.counts,
         }
         for name, c in conventions(shape, seq_len).items()
@@ -250,19 +250,19 @@ def _kept(shape: Shape, seq_len: int) -> float:
     return (shape.windowed_layers * kept + (shape.n_layers - shape.windowed_layers) * seq_len) / shape.n_layers
 
 
-def _beside(sheet: Sheet, shape: Shape, seq_len: int) -> None:
+def _beside(sheet: Sheet, shape: Shape) -> None:
     gpt3 = known_shapes()["gpt3"].shape
     twins = [("this model", shape)]
     twins += [("dense twin", dense_twin(shape))] if shape.sparse_layers else []
     rows: Sequence[dict[str, Value]] = [
         {
             "model": label,
-            "total_b": s.total_parameters / 1e9,
-            "active_b": s.active_parameters / 1e9,
+            "total_parameters": s.total_parameters,
+            "active_parameters": s.active_parameters,
             "forward_gflop_per_token": parameter_flops(s) / 1e9,
             "kv_bytes_per_token": s.kv_bytes_per_token(),
-            "total_over_gpt3": s.total_parameters / gpt3.total_parameters,
-            "active_over_gpt3": s.active_parameters / gpt3.active_parameters,
+            "total_over_gpt3_ratio": s.total_parameters / gpt3.total_parameters,
+            "active_over_gpt3_ratio": s.active_parameters / gpt3.active_parameters,
         }
         for label, s in [*twins, ("GPT-3", gpt3)]
     ]
@@ -277,7 +277,7 @@ def _batches(sheet: Sheet, shape: Shape, recipe: Recipe) -> None:
             "batch_tokens": step.tokens,
             "batch_sequences": step.tokens // stage.seq_len,
             "sequence_tokens": stage.seq_len,
-            "tokens_per_expert": tokens_per_expert(step.tokens, shape.top_k, shape.n_experts),
+            "batch_tokens_per_expert": tokens_per_expert(step.tokens, shape.top_k, shape.n_experts),
         }
         for stage in recipe.stages
         for step in stage.batch

@@ -153,7 +153,7 @@ def ramp_rows(ramp: Ramp) -> list[dict[str, Value]]:
                 "advised_micro_batches": advised.micro_batches if advised else None,
                 "advised_bubble_share": advised.bubble if advised else None,
                 "advised_days": advised.days if advised else None,
-                "saved_gpu_hours": step.saved_gpu_hours,
+                "saved_device_hours": step.saved_gpu_hours,
             }
         )
     return rows

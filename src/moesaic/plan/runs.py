@@ -118,10 +118,10 @@ def fit_sheet(found: Fitted, out: Path | None) -> Sheet:
     for when, ratios in (("before", found.before), ("after", found.after)):
         sheet.add(
             "Seconds a step",
-            f"mape_{when}_pct",
+            f"mape_{when}_share",
             f"mean absolute error {when}",
-            100 * float(np.abs(np.expm1(ratios)).mean()),
-            "%",
+            float(np.abs(np.expm1(ratios)).mean()),
+            "share",
             "mean |predicted / measured - 1|",
             runs=len(ratios),
         )
@@ -159,6 +159,6 @@ def _line(found: Fitted, i: int) -> dict[str, Value]:
         "measured_s": measured,
         "before_s": measured * before,
         "after_s": measured * after,
-        "error_before_pct": 100 * (before - 1),
-        "error_after_pct": 100 * (after - 1),
+        "error_before_share": before - 1,
+        "error_after_share": after - 1,
     }

@@ -13,6 +13,7 @@ from moesaic.plan.flops import parameter_flops
 from moesaic.plan.job import Job
 from moesaic.plan.quantity import human
 from moesaic.plan.search import Found, Objective, Search, pareto, search
+from moesaic.plan.search_charts import draw
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Chart, Interval, Sheet, Value
 from moesaic.plan.space import Funnel, Space, kernels, pipelines, replicas, whole
@@ -44,6 +45,7 @@ SPENT = {
     "optimizer": "bytes of state / reachable bandwidth + what a step needs besides",
     "pace": "what the stack needs beyond the model",
 }
+SPENT_WORDS = {"gemm": "matrix products", "stalls": "stalls of the host", "pace": "pace of the stack"}
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,12 @@ def search_sheet(ask: Question) -> tuple[Sheet, Choice]:
         f"Best layouts by {aim}, each with its best ZeRO stage and recomputation",
         [c.row(ask.tokens, ask.price) for c in found.best],
     )
-    sheet.table(
-        "pareto_mfu_memory", "No layout has both a higher MFU and less memory", [_front(c) for c in found.front]
-    )
+    kept = _spaced(found.front, ask.top)
+    said = f"No layout has both a higher MFU and less memory ({len(kept)} of {len(found.front)})"
+    sheet.table("pareto_mfu_memory", said, [_front(c) for c in kept])
     if len(ask.gpus) > 1:
         _counts(sheet, found.by_count, ask)
-    _charts(sheet, found, ask)
+    draw(sheet, found.front, found.cloud, found.best, ask.device)
     _notes(sheet, best, ask)
     return sheet, best
 
@@ -186,7 +188,7 @@ def add_best(sheet: Sheet, best: Choice, tokens: float, price: Interval | float 
     sheet.add(section, "layout", "degrees", degrees + experts, "", "all that divide, compared", **layout)
     how = f"micro-batch {layout['micro_batch']}, {layout['chunks']} chunks a stage, ZeRO-{layout['zero']}"
     sheet.add(section, "settings", "settings", f"{how}, recompute {layout['recompute']}", "", "")
-    sheet.add(section, "devices", "devices at work", found.devices, "", "TP x PP x CP x DP", asked=best.gpus)
+    sheet.add(section, "devices_used", "devices at work", found.devices, "", "TP x PP x CP x DP", asked=best.gpus)
     idle = best.gpus - found.devices
     sheet.add(section, "idle_devices", "devices left over", idle, "", "asked for - at work; paid all the same")
     how = "batch / (DP x micro-batch), whole rounds of PP when interleaved"
@@ -204,41 +206,57 @@ def add_best(sheet: Sheet, best: Choice, tokens: float, price: Interval | float 
     sheet.add(section, "device_memory_gb", "the device has", found.device.memory_gb, "GB", found.device.source)
     section = "One step"
     for name, seconds in best.seconds().items():
-        sheet.add(section, f"{name}_s", name.replace("_", " "), seconds, "s", SPENT[name])
+        sheet.add(section, f"{name}_s", SPENT_WORDS.get(name, name.replace("_", " ")), seconds, "s", SPENT[name])
     how = "sum of the parts; interval from the residuals of the stack"
     sheet.add(section, "step_time_s", "time", found.seconds, "s", how, stack=found.stack.name, sigma=found.sigma)
     m, bubble = found.micro_batches, float(found.time.bubble_fraction[0])
     how = "(p - 1) / (v m + p - 1), Narayanan et al. 2021, sec. 2.2.2"
-    sheet.add(section, "bubble", "pipeline bubble", bubble, "share", how, p=layout["pp"], v=layout["chunks"], m=m)
+    sheet.add(section, "bubble_share", "pipeline bubble", bubble, "share", how, p=layout["pp"], v=layout["chunks"], m=m)
     speed = Interval.around(best.tokens_per_s, found.sigma)
     sheet.add(section, "tokens_per_s", "tokens", speed, "tokens/s", "batch / time")
     how = "6 x active parameters x tokens/s / (devices at work x peak)"
-    sheet.add(section, "mfu", "model FLOP utilisation (6 N)", found.mfu, "share", how, peak_tflops=found.peak / 1e12)
+    sheet.add(
+        section, "mfu_share", "model FLOP utilisation (6 N)", found.mfu, "share", how, peak_tflops=found.peak / 1e12
+    )
     how = "3 x forward with causal scores x tokens/s / peak"
     label = "the same with attention scores"
-    sheet.add(section, "mfu_with_attention", label, found.mfu_with_attention, "share", how)
+    sheet.add(section, "mfu_with_attention_share", label, found.mfu_with_attention, "share", how)
     section = "The run"
     sheet.add(section, "tokens", "tokens", tokens, "", "given, or the recipe's first stage")
-    sheet.add(section, "goodput", "goodput", best.goodput, "share", "work kept / time; see moesaic plan failures")
+    sheet.add(section, "goodput_share", "goodput", best.goodput, "share", "work kept / time; see moesaic plan failures")
     days = best.days(tokens)
     sheet.add(section, "days", "days", days, "d", "tokens / (tokens/s x goodput)")
     how = "24 x days x devices asked for"
     sheet.add(section, "device_hours", "device-hours", days.map(24.0 * best.gpus), "h", how)
     if price is not None:
         rent: Value = price
-        sheet.add(section, "dollars", "cost", best.dollars(tokens, price), "$", "device-hours x price", price=rent)
+        sheet.add(section, "run_usd", "cost", best.dollars(tokens, price), "$", "device-hours x price", price=rent)
 
 
 def _set_aside(sheet: Sheet, f: Funnel) -> None:
     section = "Layouts"
-    sheet.add(section, "enumerated", "enumerated", f.enumerated, "", "degrees that divide the model and the node")
-    sheet.add(section, "whole", "leave few devices idle", f.whole, "", "--idle")
-    sheet.add(section, "fed", "give every replica work", f.fed, "", "at least 1 micro-batch, whole rounds interleaved")
-    sheet.add(section, "fit", "fit in memory", f.fit, "", "memory of the fullest device <= the device's")
+    sheet.add(
+        section, "enumerated_layouts", "enumerated", f.enumerated, "", "degrees that divide the model and the node"
+    )
+    sheet.add(section, "whole_layouts", "leave few devices idle", f.whole, "", "--idle")
+    sheet.add(
+        section, "fed_layouts", "give every replica work", f.fed, "", "at least 1 micro-batch, whole rounds interleaved"
+    )
+    sheet.add(section, "fitting_layouts", "fit in memory", f.fit, "", "memory of the fullest device <= the device's")
+
+
+def _spaced(front: Sequence[Choice], most: int) -> list[Choice]:
+    """At most `most` of the front, from one end to the other."""
+    return [front[i] for i in sorted({round(i) for i in np.linspace(0, len(front) - 1, min(most, len(front)))})]
 
 
 def _front(c: Choice) -> Mapping[str, Value]:
-    return {"memory_gb": c.estimate.bytes_needed / 1e9, "mfu": c.estimate.mfu, "devices": c.gpus, **c.layout}
+    return {
+        "memory_gb": c.estimate.bytes_needed / 1e9,
+        "mfu_share": c.estimate.mfu,
+        "devices_asked": c.gpus,
+        **c.layout,
+    }
 
 
 def _counts(sheet: Sheet, by_count: Sequence[Choice], ask: Question) -> None:
@@ -254,36 +272,6 @@ def _counts(sheet: Sheet, by_count: Sequence[Choice], ask: Question) -> None:
         told = {"best layout": [f"{c.gpus:,} devices" for c in by_count]}
         title = "Dollars against days"
         sheet.chart(Chart("usd_by_days", title, "points", "days", "M$", {"best layout": cost}, told=told))
-
-
-def _charts(sheet: Sheet, found: Answer, ask: Question) -> None:
-    front = [(c.estimate.bytes_needed / 1e9, c.estimate.mfu.p50) for c in found.front]
-    sheet.chart(
-        Chart(
-            "mfu_by_memory",
-            "MFU against memory of the fullest device",
-            "points",
-            "GB",
-            "MFU",
-            {"some that fit": found.cloud, "front": front},
-            marks=[(ask.device.memory_gb, "device")],
-            told={"some that fit": [""] * len(found.cloud), "front": [_short(c) for c in found.front]},
-        )
-    )
-    top = found.best[:8]
-    parts = [n for n in vars(top[0].estimate.memory) if any(float(getattr(c.estimate.memory, n)[0]) for c in top)]
-    bars = {n: [(float(i), float(getattr(c.estimate.memory, n)[0]) / 1e9) for i, c in enumerate(top)] for n in parts}
-    names = [f"{i + 1}" for i in range(len(top))]
-    mark = [(ask.device.memory_gb, "device")]
-    title = "Memory of the best layouts"
-    sheet.chart(Chart("memory_of_top", title, "bars", "rank", "GB", bars, categories=names, marks=mark))
-    spent = [n for n in top[0].seconds() if any(c.seconds()[n] for c in top)]
-    steps = {n.replace("_", " "): [(float(i), c.seconds()[n]) for i, c in enumerate(top)] for n in spent}
-    sheet.chart(Chart("step_of_top", "Step of the best layouts", "bars", "rank", "seconds", steps, categories=names))
-
-
-def _short(c: Choice) -> str:
-    return ", ".join(f"{name} {value}" for name, value in c.layout.items())
 
 
 def _notes(sheet: Sheet, best: Choice, ask: Question) -> None:

@@ -48,11 +48,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one shape. Keys of a row are stable and end in their unit."""
+    """Rows of one shape. Keys of a row are stable and end in their unit. What is `first` is read before the figures."""
 
     key: str
     title: str
     rows: Sequence[Mapping[str, Value]]
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ class Sheet:
         """Append a figure; `inputs` are the numbers that `formula` speaks of."""
         self.figures.append(Figure(section, key, label, value, unit, formula, inputs))
 
-    def table(self, key: str, title: str, rows: Sequence[Mapping[str, Value]]) -> None:
-        """Append a table."""
-        self.tables.append(Table(key, title, rows))
+    def table(self, key: str, title: str, rows: Sequence[Mapping[str, Value]], first: bool = False) -> None:
+        """Append a table; one that is `first` is read before the figures."""
+        self.tables.append(Table(key, title, rows, first))
 
     def chart(self, chart: Chart) -> None:
         """Append a picture. Only the page shows it; its numbers are in a table too where they matter."""

@@ -120,7 +120,9 @@ def ramp(sheet: Sheet, asked: Asked, found: Estimate, recipe: Recipe) -> None:
         stage, layout, recipe.model, mfu=found.mfu.p50, flops_per_token=flop, peak_flops=found.peak, v=chunks
     )
     sheet.table("ramp", f"batch ramp of stage {stage.name}", ramp_rows(made))
-    for note in ramp_notes(made, stage, layout, chunks):
+    advised = ramp_notes(made, stage, layout, chunks)
+    sheet.notes[:] = [n for n in sheet.notes if n.rstrip(".").lower() not in " ".join(advised).lower()]  # said again
+    for note in advised:
         sheet.note(note[0].upper() + note[1:] + ("" if note.endswith(".") else "."))
 
 

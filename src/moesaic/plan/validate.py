@@ -1,5 +1,6 @@
 """How accurate the planner is: published measurements beside its predictions, by partition, as a sheet."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,14 +102,14 @@ def _part_row(p: Part) -> dict[str, Value]:
     return {
         "partition": p.name,
         "fit_rows": len(p.fit),
-        "fit_mape_pct": _mean(np.abs(p.fit)),
+        "fit_mape_share": _mean(np.abs(p.fit)) / 100,
         "check_rows": len(p.check),
-        "check_mape_pct": p.mape,
-        "median_pct": _median(np.abs(p.check)),
-        "bias_pct": _mean(p.check),
-        "goal_pct": p.goal,
+        "check_mape_share": p.mape / 100,
+        "check_median_share": _median(np.abs(p.check)) / 100,
+        "check_bias_share": _mean(p.check) / 100,
+        "goal_share": None if p.goal is None else p.goal / 100,
         "reached": p.reached,
-        "inside_80_pct": _mean(100.0 * p.inside),
+        "inside_share": _mean(1.0 * p.inside),
     }
 
 
@@ -118,7 +119,7 @@ def _ranking_row(r: Ranking) -> dict[str, Value]:
         "rows": r.rows,
         "check_rows": r.check_rows,
         "spearman": r.spearman,
-        "regret_pct": 100 * r.regret,
+        "regret_share": r.regret,
     }
 
 
@@ -133,7 +134,7 @@ def _row(s: Scored, printed: str) -> dict[str, Value]:
         "p10": p and p.p10,
         "p90": p and p.p90,
         "unit": s.unit,
-        "error_pct": error(s),
+        "error_share": error(s) / 100,
         "as_printed": printed,
         "scored": "yes" if s.scored else s.reason,
     }
@@ -147,59 +148,73 @@ def _totals(sheet: Sheet, found: Validation) -> None:
         section, "check_rows", "scored check rows", len(check), "", "16-bit rows with a published layout, split check"
     )
     sheet.add(
-        section, "check_mape_pct", "mean absolute error", _mean(np.abs(check)), "%", "mean |predicted / published - 1|"
+        section,
+        "check_mape_share",
+        "mean absolute error",
+        _mean(np.abs(check)) / 100,
+        "share",
+        "mean |predicted / published - 1|",
     )
     sheet.add(
         section,
-        "inside_80_pct",
-        "published value inside the 80 % interval",
-        _mean(100.0 * inside_),
-        f"%, goal {COVERAGE[0]:g} to {COVERAGE[1]:g}",
+        "inside_share",
+        f"published value inside the 80 % interval (goal: {COVERAGE[0]:g} to {COVERAGE[1]:g} %)",
+        _mean(1.0 * inside_),
+        "share",
         "share of check rows with p10 <= published <= p90",
     )
     of = found.rankings
     sheet.add(
         "Order of layouts",
         "spearman",
-        "Spearman rank correlation, mean of the sets",
+        f"Spearman rank correlation, mean of the sets (goal: {SPEARMAN:g})",
         _mean(np.array([r.spearman for r in of])),
-        f"goal {SPEARMAN:g}",
+        "",
         "Pearson correlation of ranks by device-seconds a step",
         sets=len(of),
         rows=sum(r.rows for r in of),
     )
     sheet.add(
         "Order of layouts",
-        "regret_pct",
-        "regret of the layout predicted to be best, mean of the sets",
-        _mean(np.array([100 * r.regret for r in of])),
-        f"%, goal {REGRET:g}",
-        "its published device-seconds over those of the published best, less 1",
-        worst=max((100 * r.regret for r in of), default=float("nan")),
+        "regret_share",
+        f"regret of the layout predicted to be best (goal: {REGRET:g} %)",
+        _mean(np.array([r.regret for r in of])),
+        "share",
+        "its published device-seconds over those of the published best, less 1; mean of the sets",
+        worst=max((r.regret for r in of), default=float("nan")),
     )
     fits = [s for s in found.scored if s.partition == "fits" and s.predicted]
     agree = sum(s.predicted is not None and s.predicted.p50 == s.published for s in fits)
     sheet.add("Memory", "fits_rows", "layouts that ran or ran out of memory", len(fits), "", "rows of metric `fits`")
-    sheet.add("Memory", "fits_agree", "of them the planner agrees on", agree, "", "total bytes <= memory of the device")
+    sheet.add(
+        "Memory", "agreed_rows", "of them the planner agrees on", agree, "", "total bytes <= memory of the device"
+    )
 
 
 def _listed(sheet: Sheet, scored: Sequence[Scored]) -> None:
     """Rows that do not count, by partition and reason, with the error of those that could be priced."""
-    groups = Counter((s.partition, s.reason) for s in scored if not s.scored)
+    groups = Counter((s.partition, _kind(s.reason)) for s in scored if not s.scored)
     table: list[dict[str, Value]] = []
     for (partition, reason), count in groups.items():
-        errors = np.array([error(s) for s in scored if (s.partition, s.reason) == (partition, reason) and not s.scored])
+        errors = np.array(
+            [error(s) for s in scored if (s.partition, _kind(s.reason)) == (partition, reason) and not s.scored]
+        )
         known = errors[np.isfinite(errors)]
         table.append(
             {
                 "partition": partition,
                 "why": reason,
                 "rows": count,
-                "priced": len(known),
-                "mape_pct": _mean(np.abs(known)),
+                "priced_rows": len(known),
+                "mape_share": _mean(np.abs(known)) / 100,
             }
         )
     sheet.table("listed", "Listed and not scored", table)
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from row to row: `layout: tp 72 does not divide 128 heads; ...`."""
+    return re.sub(r"^(layout: \w+) \d+ does not divide \d+ (\w+);.*", r"\1 does not divide the \2", reason)
 
 
 def _errors(sheet: Sheet, scored: Sequence[Scored]) -> None:

@@ -199,7 +199,7 @@ def _training(
         "vision_training",
         f"Training on {tokens:.3g} tokens with {images:.3g} images",
         [
-            {"trained": way, "flop": flop, "share_of_pretraining": flop / base if base else None}
+            {"trained": way, "training_flop": flop, "pretraining_share": flop / base if base else None}
             for way, flop in ways.items()
         ],
     )

@@ -50,14 +50,14 @@ def cases(path: Path) -> list[Case]:
 
 def test_the_described_runs(write: Any) -> None:
     """claims.csv, rows 39 to 42, at 6 x 278.9 B x 13 T FLOP."""
-    found = rows(compare_plan(write(TOP + A100 + H100)), "training")
-    a100, h100 = found["A100"], found["H100"]
+    found = compare_plan(write(TOP + A100 + H100))
+    a100, h100 = (rows(found, "scenarios")[name] for name in ("A100", "H100"))
     assert (a100["days"].p10, a100["days"].p90) == pytest.approx((89.8, 101.0), abs=0.5)
-    assert (a100["run_million_usd"].p10, a100["run_million_usd"].p90) == pytest.approx((54, 60.5), abs=0.5)
+    assert (a100["run_usd"].p10, a100["run_usd"].p90) == pytest.approx((54e6, 60.5e6), abs=5e5)
     assert (h100["days"].p10, h100["days"].p90) == pytest.approx((72, 82), abs=1)
-    assert (h100["run_million_usd"].p10, h100["run_million_usd"].p90) == pytest.approx((28, 32), abs=0.5)
-    assert h100["claimed_mfu_share"] == pytest.approx(0.56, abs=0.01)
-    assert a100["claimed_mfu_share"] is None
+    assert (h100["run_usd"].p10, h100["run_usd"].p90) == pytest.approx((28e6, 32e6), abs=5e5)
+    assert rows(found, "training")["H100"]["claimed_mfu_share"] == pytest.approx(0.56, abs=0.01)
+    assert rows(found, "training")["A100"]["claimed_mfu_share"] is None
 
 
 def test_a_claim_out_of_reach_is_said(write: Any) -> None:
@@ -185,8 +185,8 @@ def test_a_users_prices_lie_over_the_dated_ones(write: Any, tmp_path: Path) -> N
     mine.write_text("[rent.h100]\nvalue = 1.0\n", encoding="utf-8")
     path = write(TOP + H100.replace('prices = "described"\n', ""))
     cheap, usual = compare_plan(path, prices=mine), compare_plan(path)
-    a, b = (rows(s, "training")["H100"]["run_million_usd"].p50 for s in (cheap, usual))
-    assert a == pytest.approx(8192 * 24 * rows(cheap, "training")["H100"]["days"].p50 / 1e6, rel=1e-3)
+    a, b = (rows(s, "scenarios")["H100"]["run_usd"].p50 for s in (cheap, usual))
+    assert a == pytest.approx(8192 * 24 * rows(cheap, "scenarios")["H100"]["days"].p50, rel=1e-3)
     assert b > 2 * a
 
 
@@ -206,12 +206,12 @@ def test_json_has_stable_keys_with_units(example: Sheet) -> None:
     assert {"scenarios", "recommended", "training", "serving", "rent_or_buy", "tornado", "notes"} <= set(found)
     (keys,) = {tuple(row) for row in found["scenarios"]}
     assert keys == (
-        "scenario", "hardware", "mode", "days", "run_million_usd", "usd_per_1k_tokens", "clusters", "meets_latency",
-        "megawatts", "capex_million_usd", "opex_million_usd_per_year", "million_usd_per_year", "obstacle", "fits",
+        "scenario", "hardware", "mode", "days", "run_usd", "served_usd_per_1k_tokens", "clusters", "meets_latency",
+        "power_mw", "capex_usd", "opex_usd_per_year", "total_usd_per_year", "obstacle", "fits",
     )  # fmt: skip
     for row in found["scenarios"]:
         assert row["days"]["p10"] < row["days"]["p50"] < row["days"]["p90"]
-        assert (row["capex_million_usd"] is None) == (row["mode"] == "rent")
+        assert (row["capex_usd"] is None) == (row["mode"] == "rent")
 
 
 def test_every_aim_takes_the_smallest_and_says_why(example: Sheet) -> None:

@@ -45,7 +45,7 @@ def test_rate_is_that_of_llama_3() -> None:
 def test_25000_gpus_break_every_two_hours(gpt4: Shape) -> None:
     sheet = failures_sheet(gpt4, 25_000, 95, Faults())
     assert sheet["mtti_h"] == pytest.approx(2.03, abs=0.005)
-    assert sheet["expected_failures"] == pytest.approx(1125, abs=1)
+    assert sheet["interruptions"] == pytest.approx(1125, abs=1)
     assert sheet["checkpoint_tb"] == pytest.approx(25.7, abs=0.05)
 
 
@@ -218,19 +218,19 @@ def test_verb_prints_stable_keys() -> None:
     ran = CliRunner().invoke(app, [*words, "--price", "1", "--straggler-rate", "1e-6", "--json"])
     assert ran.exit_code == 0, ran.output
     out = json.loads(ran.output)
-    assert out["young_s"] == pytest.approx(936, abs=1)
-    assert out["lost_dollars"] == pytest.approx(out["lost_device_hours"])
-    assert out["useful_days"] == pytest.approx(95 * out["goodput"])
+    assert out["young_interval_s"] == pytest.approx(936, abs=1)
+    assert out["lost_usd"] == pytest.approx(out["lost_device_hours"])
+    assert out["useful_days"] == pytest.approx(95 * out["goodput_share"])
     assert 0 < out["straggler_days"] < 95
-    shares = [row["goodput"] for row in out["goodput_by_interval"]]
-    assert max(shares) == next(r["goodput"] for r in out["goodput_by_interval"] if r["interval"] == "Daly")
+    shares = [row["goodput_share"] for row in out["goodput_by_interval"]]
+    assert max(shares) == next(r["goodput_share"] for r in out["goodput_by_interval"] if r["interval"] == "Daly")
     assert [r["scenario"] for r in out["scenarios"]][-1] == "this run"
 
 
 def test_hopeless_run_is_said_in_valid_json(gpt4: Shape) -> None:
     sheet = failures_sheet(gpt4, 10**9, 95, Faults())
-    assert sheet["goodput"] == 0
-    assert sheet["days_for_the_same_work"] is None
+    assert sheet["goodput_share"] == 0
+    assert sheet["same_work_days"] is None
     assert json.dumps(sheet.to_json(), allow_nan=False)
     assert any("use fewer devices" in note for note in sheet.notes)
 

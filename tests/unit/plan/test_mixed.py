@@ -185,10 +185,10 @@ def test_verb() -> None:
     }
     together = max(v for k, v in options.items() if "alone" not in k)
     assert told["tokens_per_s"]["p50"] == together > max(v for k, v in options.items() if "alone" in k)
-    assert 0 <= told["waiting"] < 0.2
-    assert min(r["waits"] for r in told["generations"]) == 0
+    assert 0 <= told["waiting_share"] < 0.2
+    assert min(r["waiting_share"] for r in told["generations"]) == 0
     best = next(r for r in told["options"] if r["tokens_per_s"]["p50"] == together)
-    assert best["dollars"]["p50"] == pytest.approx(6144 * 24 * 2 * told["days"]["p50"])
+    assert best["run_usd"]["p50"] == pytest.approx(6144 * 24 * 2 * told["days"]["p50"])
 
 
 def test_nothing_fits() -> None:

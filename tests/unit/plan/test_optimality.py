@@ -129,9 +129,9 @@ def test_experts_touched_are_what_sampling_finds() -> None:
 
 def test_one_token_reads_the_active_weights(gpt4: Shape) -> None:
     rows = serving_by_experts(gpt4)
-    one = {r["experts"]: r for r in rows if r["batch"] == 1}
+    one = {r["experts"]: r for r in rows if r["step_tokens"] == 1}
     assert one[16]["weights_read_gb"] == pytest.approx(2 * gpt4.active_parameters / 1e9)
-    most = {r["experts"]: r for r in rows if r["batch"] == 512}
+    most = {r["experts"]: r for r in rows if r["step_tokens"] == 512}
     assert most[16]["weights_read_gb"] == pytest.approx(2 * gpt4.total_parameters / 1e9)
     assert most[128]["tokens_per_touched_expert"] == pytest.approx(8, abs=0.01)
     assert [with_experts(gpt4, n).active_parameters - gpt4.active_parameters for n in (8, 64)] == [
@@ -168,7 +168,7 @@ def test_dense_model_has_no_experts_to_compare() -> None:
     dense = Shape("dense", 10, 512, 8, 8, 64, 2048, 32_000)
     out = optimality_sheet(dense, 1e9).to_json()
     assert "experts_by_law" not in out
-    assert len({r["parameters_b"] for r in out["chinchilla_readings"]}) <= 2
+    assert len({r["parameters"] for r in out["chinchilla_readings"]}) <= 2
 
 
 def test_impossible_is_refused(gpt4: Shape) -> None:

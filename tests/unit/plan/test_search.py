@@ -149,10 +149,13 @@ def test_front_of_a_search_is_the_front_of_all_that_fits() -> None:
     found = search(SPARSE, Job(8192, 12), NARROW, STACK, 12, FEW).found
     points = np.stack([-found.rate, found.memory], axis=1)
     assert set(pareto(points).tolist()) == set(range(len(found))) - dominated(points)
-    sheet, _ = search_sheet(Question(SPARSE, Job(8192, 12), NARROW, STACK, (12,), 1e9, space=FEW))
+    sheet, _ = search_sheet(Question(SPARSE, Job(8192, 12), NARROW, STACK, (12,), 1e9, top=1000, space=FEW))
     table = next(t for t in sheet.tables if t.key == "pareto_mfu_memory")
     front = {(-points[i, 0], points[i, 1]) for i in pareto(points)}
     assert [r["memory_gb"] for r in table.rows] == pytest.approx(sorted((m / 1e9 for _, m in front), reverse=True))
+    short, _ = search_sheet(Question(SPARSE, Job(8192, 12), NARROW, STACK, (12,), 1e9, top=2, space=FEW))
+    few = next(t for t in short.tables if t.key == "pareto_mfu_memory")
+    assert list(few.rows) == [table.rows[0], table.rows[-1]]  # --top keeps both ends
 
 
 @pytest.fixture(scope="module")
@@ -213,11 +216,11 @@ def test_a_range_of_devices_takes_the_cheapest() -> None:
     ask = Question(DENSE, job, device("a100-80"), STACK, (8, 12, 16, 64), 1e12, "cost", price=2.0)
     sheet, best = search_sheet(ask)
     table = next(t for t in sheet.tables if t.key == "by_gpus")
-    dollars = {r["devices"]: r["dollars"].p50 for r in table.rows}  # type: ignore[union-attr]
+    dollars = {r["devices_asked"]: r["run_usd"].p50 for r in table.rows}  # type: ignore[union-attr]
     assert best.gpus == min(dollars, key=lambda n: dollars[n])  # type: ignore[arg-type,return-value]
-    assert sheet["dollars"].p50 == pytest.approx(min(dollars.values()))  # type: ignore[union-attr]
-    days = {r["devices"]: r["days"].p50 for r in table.rows}  # type: ignore[union-attr]
-    for n, kept in ((r["devices"], r["on_the_front"]) for r in table.rows):
+    assert sheet["run_usd"].p50 == pytest.approx(min(dollars.values()))  # type: ignore[union-attr]
+    days = {r["devices_asked"]: r["days"].p50 for r in table.rows}  # type: ignore[union-attr]
+    for n, kept in ((r["devices_asked"], r["on_the_front"]) for r in table.rows):
         beaten = any(m < n and days[m] <= days[n] and dollars[m] <= dollars[n] for m in days)  # type: ignore[operator]
         assert kept or beaten
         assert dollars[n] == pytest.approx(n * 24 * days[n] * 2.0)  # type: ignore[operator]
@@ -265,11 +268,11 @@ def test_verb() -> None:
     run = CliRunner().invoke(plan_app, [*words, "--top=4", "--json"])
     assert run.exit_code == 0, run.output
     told = json.loads(run.stdout)
-    assert told["devices"] == 24_960
+    assert told["devices_used"] == 24_960
     assert told["idle_devices"] == 40
     assert len(told["top"]) == 4
     assert told["top"][0]["days"] == told["days"]
-    assert told["dollars"]["p50"] == pytest.approx(25_000 * 24 * told["days"]["p50"])
+    assert told["run_usd"]["p50"] == pytest.approx(25_000 * 24 * told["days"]["p50"])
     assert told["days"]["p10"] < told["days"]["p50"] < told["days"]["p90"]
     assert {"batch_tokens", "batch_sequences", "batch_tokens_per_expert"} <= told.keys()
     degrees = [{k: r[k] for k in ("tp", "pp", "cp", "dp", "ep", "etp", "micro_batch", "chunks")} for r in told["top"]]
@@ -280,7 +283,7 @@ def test_from_python() -> None:
     from moesaic.plan import search_plan as public
 
     sheet = public("llama-3-8b", "h100", 64, tokens=1e12, price=2.0, why_no_fsdp=True)
-    assert sheet["devices"] == 64
+    assert sheet["devices_used"] == 64
     assert sheet["gather_ratio"] == 2 * sheet["micro_batches"]  # type: ignore[operator]
     assert sheet["memory_gb"] <= 80  # type: ignore[operator]
     with pytest.raises(PlanError, match="one generation"):

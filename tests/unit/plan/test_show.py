@@ -31,7 +31,7 @@ def test_lines_fit_and_no_word_or_number_is_broken(
     assert max(map(len, lines)) <= width
     assert all(line == line.rstrip() for line in lines)
     together = "\n".join(lines)
-    for whole in ("selective", "interleave", "66,012,345,678", "54,100,000", "26 to 33", "1,832,612,345,856", EVIL):
+    for whole in ("selective", "interleave", "66,012,345,678", "54.1", "26 to 33", "1,832,612,345,856", EVIL):
         assert whole in together
     assert "…" not in together
 
@@ -61,7 +61,7 @@ def test_words_give_way_so_that_columns_stay_beside_each_other(
     monkeypatch.setenv("COLUMNS", "80")
     made = Sheet("t")
     long = "words that could take a whole line for themselves if they were let"
-    made.table("rows", "rows", [{"first": long, "second": long, "number_of_tokens": 123_456_789_012}])
+    made.table("rows", "rows", [{"first": long, "second": long, "number_of_bytes": 123_456_789_012}])
     lines = printed(capsys, made)
     assert sum("first" in line for line in lines) == 1
     (row,) = [line for line in lines if "123,456,789,012" in line]
@@ -77,7 +77,7 @@ def test_a_table_that_is_piped_stays_in_one_piece(
     assert sum(line.startswith("tp8 pp15 ep1 dp208") for line in lines) == 1
     (row,) = [line for line in lines if line.startswith("tp8 pp15 ep1 dp208")]
     assert "29 (26 to 33)" in row
-    assert "54,100,000" in row
+    assert "54.1" in row
     note = lines.index(next(line for line in lines if line.startswith("note: 35")))
     assert all(len(line) <= 100 for line in lines[note:])
     assert lines[note + 1].startswith("      ")
@@ -141,3 +141,31 @@ def test_an_interval_shows_its_middle_with_its_ends(capsys: pytest.CaptureFixtur
     made = Sheet("t")
     made.add("s", "a_s", "a", Interval(1.0, 2000.0, 3000.5), "s", "")
     assert "  a  2,000 s  1 to 3,000" in printed(capsys, made)
+
+
+def test_parts_that_are_zero_are_told_when_asked_for_and_in_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    made = Sheet("t")
+    made.add("Memory", "gathered_gb", "gathered layers", 0.0, "GB", "two layers")
+    made.add("Memory", "idle_devices", "devices left over", 0, "", "asked - used")
+    said = "\n".join(printed(capsys, made))
+    assert "gathered layers" not in said
+    assert "devices left over" in said  # a count of none is an answer
+    assert "gathered layers" in "\n".join(printed(capsys, made, explain=True))
+    assert made.to_json()["gathered_gb"] == 0
+
+
+def test_short_words_stand_in_the_column_of_numbers_and_first_tables_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    made = Sheet("t")
+    made.add("Layout", "world_devices", "devices", 24_960, "", "")
+    made.add("Layout", "recompute", "recomputation", "full", "", "")
+    made.table("best", "What to take", [{"aim": "days"}], first=True)
+    lines = printed(capsys, made)
+    number, word = (next(line for line in lines if label in line) for label in ("devices", "recomputation"))
+    assert len(number) == len(word)
+    assert lines.index("What to take") < lines.index("Layout")

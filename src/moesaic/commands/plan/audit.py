@@ -21,7 +21,10 @@ def audit(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Compute claims again, with units: ok, in tension, garbled (and by which slip), loose or wrong."""
+    """Can these claims be true? Computes them again, with units.
+
+    Each is ok, in tension, garbled (and by which slip), loose or wrong.
+    """
     from moesaic.plan.audit import audit as verdicts_on
     from moesaic.plan.audit import sheet_of
 

@@ -25,7 +25,10 @@ def compare(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Scenarios side by side: days, dollars, power, clusters; rent or buy; what the answer hangs on."""
+    """Scenarios side by side: which to take, rent or buy.
+
+    Days, dollars, power and clusters of each, and what the answer hangs on.
+    """
     if example:
         from moesaic.plan.compare.scenarios import example_text
 

@@ -52,7 +52,10 @@ def failures(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """How often a run breaks, how often to save, what share of the time is work, how many spare nodes it needs."""
+    """How often a run breaks, and how often to save.
+
+    What share of the time is work that is kept, and how many spare nodes it needs.
+    """
     from moesaic.plan.failures import Faults
     from moesaic.plan.failures_sheet import failures_sheet
     from moesaic.plan.goodput import LLAMA3_RATE

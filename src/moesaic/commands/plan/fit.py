@@ -25,7 +25,10 @@ def fit(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Calibrate a stack profile on the step times of your own runs. Needs scipy: pip install 'moesaic[fit]'."""
+    """Calibrate a stack profile on your own runs.
+
+    Their step times move its constants. Needs scipy: pip install 'moesaic[fit]'.
+    """
     from moesaic.plan.runs import fit_runs, fit_sheet, write_stacks
 
     found = fit_runs(runs, stack, name, stacks)

@@ -29,7 +29,10 @@ def params(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Parameters, FLOPs per token under every convention, cache and bytes, beside a dense twin and GPT-3."""
+    """Parameters, FLOPs per token, cache and bytes of a model.
+
+    FLOPs are counted under every convention; a dense twin and GPT-3 stand beside it.
+    """
     from moesaic.plan.params import params_sheet
     from moesaic.plan.quantity import parse_count
     from moesaic.plan.shapes import read_source

@@ -27,7 +27,7 @@ def search(
     batch: Annotated[
         str | None, typer.Option(metavar="TOKENS", help="Global batch, 60M: a target, of which whole shares are taken.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, metavar="N", help="Layouts to list.")] = 10,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Layouts to list, of the best and of the front.")] = 10,
     max_tp: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Most tensor-parallel ranks; default the fast link's domain.")
     ] = None,
@@ -52,7 +52,11 @@ def search(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Every layout of a cluster: the fastest, cheapest or best used, with days, dollars and the Pareto front."""
+    """The fastest, cheapest or best used layout of a cluster.
+
+    Every layout is priced: days, dollars, memory, and which of them no other beats in both MFU and memory.
+    --gpus is required unless --hardware gives a number of each generation.
+    """
     from moesaic.plan.search_api import search_plan
 
     sheet = search_plan(

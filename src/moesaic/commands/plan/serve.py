@@ -13,7 +13,7 @@ from moesaic.errors import PlanError
 
 def serve(
     source: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe, a shipped shape, or a folder with config.json.")
+        str, typer.Argument(metavar="SOURCE", help="A recipe, a shipped shape, or a folder with config.json.")
     ],
     hardware: Annotated[str, typer.Option(help="Device: a100-80, h100, ...")] = "a100-80",
     gpus: Annotated[int | None, typer.Option(help="Devices; a multiple of tp x pp x dp. Default: one replica.")] = None,
@@ -39,7 +39,7 @@ def serve(
         float | None, typer.Option(help="Requests per second on each replica: latency at that load.")
     ] = None,
     target: Annotated[
-        float | None, typer.Option(help="Dollars per 1k output tokens: the batch that reaches it.")
+        float | None, typer.Option(help="Dollars per 1k tokens: the batch that reaches it, of output alone and of all.")
     ] = None,
     disaggregate: Annotated[
         bool, typer.Option("--disaggregate", help="Prefill and decode on separate replicas.")
@@ -53,7 +53,10 @@ def serve(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """What serving costs: what fits, stage balance, time per token, dollars per 1k tokens against the batch."""
+    """What serving costs, what fits, and how long a user waits.
+
+    Stage balance, time per token, and dollars per 1k tokens against the batch.
+    """
     from moesaic.plan.device import device
     from moesaic.plan.prices import prices
     from moesaic.plan.serving.cost import Workload, rent

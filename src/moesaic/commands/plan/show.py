@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moesaic.plan.sheet import Figure, Sheet, Table
+    from moesaic.plan.wording import Column
 
 ExplainOption = Annotated[bool, typer.Option("--explain", help="Print the formula and the inputs of each number.")]
 HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML file with pictures.")]
@@ -21,6 +22,7 @@ MOST_ROWS = 100  # of a table
 PROSE = 100  # remarks and formulas are read in lines of at most this
 LONGEST_LABEL = 56
 WORDS, FEWEST = 48, 16  # a column of words is at most this wide, and shrinks to this before columns move below
+SHORT = 12  # words of a figure up to this long stand in the column of its numbers
 GAP = 2  # between columns
 PIPED = 1000  # a table that goes into a file or another program stays in one piece
 
@@ -47,14 +49,19 @@ def show(
 def _print(sheet: "Sheet", explain: bool, every_row: bool) -> None:
     from rich.console import Console
 
+    from moesaic.plan.wording import is_nothing
+
     console = Console()  # it is given Text only, in which nothing is markup
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPED
     _say(console, sheet.title, "bold")
-    for section, figures in groupby(sheet.figures, key=lambda f: f.section):
+    for table in (t for t in sheet.tables if t.first):
+        _table(console, table, len(table.rows) if every_row else MOST_ROWS)
+    told = [f for f in sheet.figures if explain or not is_nothing(f)]
+    for section, figures in groupby(told, key=lambda f: f.section):
         _say(console, f"\n{section}", "bold")
         _figures(console, list(figures), explain)
-    for table in sheet.tables:
+    for table in (t for t in sheet.tables if not t.first):
         _table(console, table, len(table.rows) if every_row else MOST_ROWS)
     for note in sheet.notes:
         console.print()
@@ -68,11 +75,12 @@ def _figures(console: "Console", figures: list["Figure"], explain: bool) -> None
 
     values = [text(f.value.p50 if isinstance(f.value, Interval) else f.value, is_share(f.unit)) for f in figures]
     label_width = min(LONGEST_LABEL, max(len(f.label) for f in figures))
-    width = max((len(v) for f, v in zip(figures, values, strict=True) if is_number(f.value)), default=0)
+    short = [v for f, v in zip(figures, values, strict=True) if is_number(f.value) or len(v) <= SHORT]
+    width = max(map(len, short), default=0)
     united = [f.unit for f in figures if isinstance(f.value, Interval) and not is_share(f.unit)]
     unit_width = max(map(len, united), default=0)
     for figure, value in zip(figures, values, strict=True):
-        words = f"{value:>{width}}" if is_number(figure.value) else value
+        words = f"{value:>{width}}"  # a longer one stands where the column begins
         share = is_share(figure.unit)
         line = f"{figure.label:<{label_width}}  {words} {'' if share else figure.unit}"
         if isinstance(figure.value, Interval):
@@ -99,26 +107,25 @@ def _explain(console: "Console", figure: "Figure") -> None:
 
 def _table(console: "Console", table: "Table", most: int) -> None:
     """The first rows of a table. Columns that do not fit beside the others follow below, with the first repeated."""
-    from moesaic.plan.wording import columns_of, heading, is_share, misses, text
+    from moesaic.plan.wording import columns_of, misses
 
     _say(console, f"\n{table.title}", "bold")
-    columns = columns_of(table.rows)
+    rows = table.rows[:most]
+    columns = {column.key: column for column in columns_of(rows)}
     if not columns:
         _say(console, "  none")
         return
-    rows = table.rows[:most]
-    cells = {key: [text(row.get(key), is_share(key)) for row in rows] for key, _ in columns}
     widths = {}
-    for key, is_number in columns:
-        longest = max(len(cell) for cell in cells[key])
-        word = max(len(w) for w in heading(key).split() or [""])
-        widths[key] = max(longest if is_number else min(longest, WORDS, console.width // 2), word)
-    _squeeze(widths, [key for key, is_number in columns if not is_number], console.width)
+    for key, column in columns.items():
+        longest = max(map(len, column.cells))
+        word = max(map(len, column.heading.split()), default=0)
+        widths[key] = max(longest if column.is_number else min(longest, WORDS, console.width // 2), word)
+    _squeeze(widths, [key for key, column in columns.items() if not column.is_number], console.width)
     dimmed = [misses(row) for row in rows]
-    for number, block in enumerate(_blocks([key for key, _ in columns], widths, console.width)):
+    for number, block in enumerate(_blocks(list(columns), widths, console.width)):
         if number:
             console.print()
-        _block(console, [(key, dict(columns)[key], widths[key], cells[key]) for key in block], dimmed)
+        _block(console, [(columns[key], widths[key]) for key in block], dimmed)
     if len(table.rows) > len(rows):
         _say(console, f"  ... {len(table.rows) - len(rows):,} more rows, --json shows all", "dim")
 
@@ -145,19 +152,17 @@ def _blocks(keys: list[str], widths: dict[str, int], room: int) -> list[list[str
     return blocks
 
 
-def _block(console: "Console", columns: list[tuple[str, bool, int, list[str]]], dimmed: list[bool]) -> None:
+def _block(console: "Console", columns: list[tuple["Column", int]], dimmed: list[bool]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    from moesaic.plan.wording import heading
-
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for key, is_number, width, _ in columns:
-        head = Text("\n".join(textwrap.wrap(heading(key), width) or [""]))
-        drawn.add_column(head, justify="right" if is_number else "left", width=width, overflow="fold")
+    for column, width in columns:
+        head = Text("\n".join(textwrap.wrap(column.heading, width) or [""]))
+        drawn.add_column(head, justify="right" if column.is_number else "left", width=width, overflow="fold")
     for row, dim in enumerate(dimmed):
-        drawn.add_row(*(Text(cells[row]) for *_, cells in columns), style="dim" if dim else None)
+        drawn.add_row(*(Text(column.cells[row]) for column, _ in columns), style="dim" if dim else None)
     with console.capture() as capture:
         console.print(drawn)
     for line in capture.get().splitlines():

@@ -63,7 +63,9 @@ def train(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Memory, time, utilisation, days, dollars and failures of a training run, with honest intervals.
+    """Does it train on these devices, how fast, for how much?
+
+    Memory, step time, utilisation, days, dollars and failures, each with its interval.
 
     What is not given is the recipe's, or the fastest choice that fits.
     """

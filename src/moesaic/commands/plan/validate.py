@@ -20,7 +20,10 @@ def validate(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """How accurate the planner is, on published measurements or on yours."""
+    """How far the planner is from measurements.
+
+    From the published ones, or from yours.
+    """
     from rich.console import Console
 
     from moesaic.plan.validate import validate as compare

@@ -8,6 +8,7 @@ from moesaic.plan.audit.verdict import NEARLY, TOLERANCE, Verdict
 from moesaic.plan.sheet import Sheet, Table, Value
 
 ORDER = ("ok", "tension", "loose", "garbled", "wrong", "impossible", "not checkable")
+WORST_FIRST = ("impossible", "wrong", "garbled", "loose", "tension", "not checkable", "ok")
 
 
 def sheet(verdicts: Sequence[Verdict], title: str) -> Sheet:
@@ -20,8 +21,8 @@ def sheet(verdicts: Sequence[Verdict], title: str) -> Sheet:
         formula = f"claims whose first rule that applies says '{name}'"
         out.add(section, f"{name.replace(' ', '_')}_claims", name, counts[name], "", formula)
     formula = "the most that rounding to two digits can change"
-    out.add(section, "tolerance_percent", "tolerance", TOLERANCE * 100, "%", formula)
-    out.add(section, "nearly_percent", "nearly (loose)", NEARLY * 100, "%", "three tolerances")
+    out.add(section, "tolerance_share", "tolerance", TOLERANCE, "share", formula)
+    out.add(section, "nearly_share", "nearly (loose)", NEARLY, "share", "three tolerances")
     out.table("verdicts", "Claims", [_row(v) for v in verdicts])
     slips = [v for v in verdicts if v.verdict == "garbled"]
     if slips:
@@ -49,7 +50,7 @@ def sheet(verdicts: Sequence[Verdict], title: str) -> Sheet:
 
 
 def brief(full: Sheet) -> Sheet:
-    """The sheet as a terminal shows it: fewer columns and no table of readings."""
+    """The sheet as a terminal shows it: slips and what is wrong first, fewer columns and no table of readings."""
     rows = next(t.rows for t in full.tables if t.key == "verdicts")
     judged = any(row["expected"] for row in rows)
     short = [
@@ -59,10 +60,12 @@ def brief(full: Sheet) -> Sheet:
             "computed": _computed(row),
             "corrected": "; ".join(str(row[k]) for k in ("corrected", "note") if row[k]) or None,
         }
-        for row in rows
+        for row in sorted(rows, key=lambda row: WORST_FIRST.index(str(row["verdict"])))
     ]
-    tables = [Table("verdicts", "Claims", short) if t.key == "verdicts" else t for t in full.tables]
-    return replace(full, tables=[t for t in tables if t.key != "readings"])
+    kept = {t.key: t for t in full.tables if t.key != "readings"}
+    del kept["verdicts"]  # it goes to the end
+    claims = Table("verdicts", "Claims, the worst first", short)
+    return replace(full, tables=[*kept.values(), claims])
 
 
 def _computed(row: Mapping[str, Value]) -> str | None:

@@ -36,7 +36,7 @@ def take_apart(sheet: Sheet, p: Priced) -> None:
     if case.cluster and m.capacity:
         g = case.cluster.given
         sheet.add(
-            head, "requests_per_s_of_a_cluster", "a cluster serves", float(m.capacity.requests_per_s[0]), "requests/s",
+            head, "requests_per_s_per_cluster", "a cluster serves", float(m.capacity.requests_per_s[0]), "requests/s",
             "most over the loads at which time to first token and between tokens keep their targets: "
             "sequences / (first token + (output - 1) x time between tokens)",
             sequences=int(m.capacity.sequences[0]), first_token_s=float(m.capacity.first_s[0]),
@@ -48,12 +48,12 @@ def take_apart(sheet: Sheet, p: Priced) -> None:
             peak_over_mean=g.peak_over_mean,
         )  # fmt: skip
         sheet.add(
-            head, "usd_per_1m_tokens", "tokens served", quantiles(c.million_tokens), "$ per 1M tokens",
+            head, "served_usd_per_1k_tokens", "tokens served", quantiles(c.million_tokens / 1e3), "$ per 1k tokens",
             "dollars a year of all clusters / (requests a year x (prompt + output))", prompt=g.prompt, output=g.output,
             served_usd_per_year=float(m.served[0]),
         )  # fmt: skip
     sheet.add(
-        head, "megawatts", "power", quantiles(c.megawatts), "MW",
+        head, "power_mw", "power", quantiles(c.megawatts), "MW",
         "devices x (draw share x device watts + share of its host) x PUE", draw_share=s.money.draw_share,
         watts=s.device.watts, host_watts=s.device.host_watts, pue=mid["pue"],
     )  # fmt: skip
@@ -75,7 +75,7 @@ def take_apart(sheet: Sheet, p: Priced) -> None:
         "rented: the rent", **how,
     )  # fmt: skip
     sheet.add(
-        head, "usd_per_year", "all in all", quantiles(c.per_year), "$ a year",
+        head, "total_usd_per_year", "all in all", quantiles(c.per_year), "$ a year",
         "runs a year x a training run + serving; what is bought is amortised in a straight line",
         runs_per_year=case.run.given.runs_per_year if case.run else 0, residual_share=s.money.residual_share,
         interest=s.money.interest_per_year, years=mid.get("years"),

@@ -24,7 +24,7 @@ AIMS = (
     Aim("least_per_year", "least money a year", "$ a year", lambda c: c.per_year, joint=True),
     Aim("cheapest_run", "cheapest training run", "$ a run", lambda c: c.run),
     Aim("soonest_run", "soonest trained", "days", lambda c: c.days),
-    Aim("cheapest_tokens", "cheapest tokens served", "$ per 1M tokens", lambda c: c.million_tokens),
+    Aim("cheapest_tokens", "cheapest tokens served", "$ per 1k tokens", lambda c: c.million_tokens / 1e3),
     Aim("least_up_front", "least money up front", "$", lambda c: c.capex, joint=True),
     Aim("least_power", "least power", "MW", lambda c: c.megawatts, joint=True),
 )

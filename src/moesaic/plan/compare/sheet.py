@@ -14,9 +14,9 @@ from moesaic.plan.sheet import Chart, Interval, Sheet, Value
 def comparison_sheet(priced: Sequence[Priced], chosen: Sequence[Choice], shown: Priced, title: str) -> Sheet:
     """Everything that `moesaic plan compare` says; `shown` is the scenario taken apart."""
     sheet = Sheet(title)
+    sheet.table("recommended", "Which to take", [_choice(c) for c in chosen], first=True)
     take_apart(sheet, shown)
     sheet.table("scenarios", "Scenarios", [_row(p) for p in priced])
-    sheet.table("recommended", "Which to take", [_choice(c) for c in chosen])
     if any(p.case.run for p in priced):
         sheet.table("training", "Training", [_training(p) for p in priced if p.case.run])
     if any(p.case.cluster for p in priced):
@@ -43,14 +43,14 @@ def _row(p: Priced) -> dict[str, Value]:
         "hardware": f"{s.count:,} x {s.device.name}" if s.count else s.device.name,
         "mode": s.mode,
         "days": _known(c.days),
-        "run_million_usd": _known(c.run, 1e6),
-        "usd_per_1k_tokens": _known(c.million_tokens, 1e3),
+        "run_usd": _known(c.run),
+        "served_usd_per_1k_tokens": _known(c.million_tokens, 1e3),
         "clusters": _known(c.clusters),
         "meets_latency": bool(p.middle.capacity.meets[0]) if p.middle.capacity else None,
-        "megawatts": _known(c.megawatts),
-        "capex_million_usd": _known(c.capex, 1e6) if s.mode == "buy" else None,
-        "opex_million_usd_per_year": _known(c.opex, 1e6),
-        "million_usd_per_year": _known(c.per_year, 1e6),
+        "power_mw": _known(c.megawatts),
+        "capex_usd": _known(c.capex) if s.mode == "buy" else None,
+        "opex_usd_per_year": _known(c.opex),
+        "total_usd_per_year": _known(c.per_year),
         "obstacle": p.obstacle or None,
         "fits": not p.obstacle,
     }
@@ -76,12 +76,10 @@ def _training(p: Priced) -> dict[str, Value]:
     shares = p.case.inputs[f"mfu.{p.case.scenario.device.name}"].interval
     return {
         "scenario": p.name,
-        "devices_at_work": run.devices,
+        "devices_used": run.devices,
         "layout": run.layout_words(),
         "mfu_share": shares,
         "goodput_share": None if run.whole else quantiles(p.sampled.goodput),
-        "days": quantiles(p.sampled.days),
-        "run_million_usd": quantiles(p.sampled.run / 1e6),
         "device_hours": float(p.middle.days[0]) * 24 * run.devices,
         "spare_nodes": run.spare_nodes,
         "storage_tb": p.case.storage_tb,
@@ -100,16 +98,14 @@ def _serving(p: Priced) -> dict[str, Value]:
         "layout": found.layout_words(),
         "weights": found.given.weights,
         "cluster_devices": found.model.devices,
-        "sequences_in_flight": int(state.sequences[0]),
-        "requests_per_s_of_a_cluster": float(state.requests_per_s[0]),
+        "in_flight_sequences": int(state.sequences[0]),
+        "requests_per_s_per_cluster": float(state.requests_per_s[0]),
         "ttft_s": float(state.first_s[0]),
         "tpot_ms": float(state.token_s[0]) * 1e3,
-        "clusters": quantiles(p.sampled.clusters),
-        "devices": p.serving_devices,
+        "devices_used": p.serving_devices,
         "utilisation_share": float(c.utilisation[0]),
-        "usd_per_1m_tokens": quantiles(p.sampled.million_tokens),
-        "serving_million_usd_per_year": quantiles(p.sampled.served / 1e6),
-        "latency_chance_share": float(np.mean(p.sampled.capacity.meets)) if p.sampled.capacity else None,
+        "serving_usd_per_year": quantiles(p.sampled.served),
+        "meets_latency_share": float(np.mean(p.sampled.capacity.meets)) if p.sampled.capacity else None,
         "fits": bool(c.meets[0]),
     }
 
@@ -136,7 +132,7 @@ def _rent_or_buy(p: Priced) -> list[dict[str, Value]]:
             {
                 "scenario": p.name,
                 "machine": part,
-                "devices": int(devices),
+                "devices_used": int(devices),
                 "rent_usd_per_device_hour": rent,
                 "own_usd_per_device_hour": float(own.per_year[0]) / hours,
                 "busy_share": busy,
@@ -157,9 +153,9 @@ def _swing(s: Swing) -> dict[str, Value]:
         "p10": i.interval.p10,
         "p50": i.interval.p50,
         "p90": i.interval.p90,
-        "million_usd_per_year_at_p10": s.low / 1e6,
-        "million_usd_per_year_at_p90": s.high / 1e6,
-        "swing_million_usd_per_year": s.size / 1e6,
+        "p10_usd_per_year": s.low,
+        "p90_usd_per_year": s.high,
+        "swing_usd_per_year": s.size,
         "cheapest_at_p10": s.cheapest_low,
         "cheapest_at_p90": s.cheapest_high,
         "source": i.source,

@@ -15,20 +15,24 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
     for i, batch in enumerate(c.batch):
         rows.append(
             {
-                "batch": int(batch),
+                "micro_batch_sequences": int(batch),
                 "sequences": int(c.sequences[i]),
                 "fits": bool(batch <= most),
                 "step_ms": float(c.step_s[i]) * 1e3,
-                "token_ms": float(c.load.token_s[i]) * 1e3,
-                "first_s": float(c.load.first_s[i]),
-                "output_per_s": float(c.load.output_tokens_per_s(q.work.output)[i]),
-                "usd_per_1k_output": float(c.output_usd_per_1k[i]),
-                "usd_per_1k_mixed": float(c.mixed_usd_per_1k[i]),
-                "mfu_percent": float(c.mfu[i]) * 100,
-                "mbu_percent": float(c.mbu[i]) * 100,
+                "tpot_ms": float(c.load.token_s[i]) * 1e3,
+                "ttft_s": float(c.load.first_s[i]),
+                "output_tokens_per_s": float(c.load.output_tokens_per_s(q.work.output)[i]),
+                "output_usd_per_1k_tokens": float(c.output_usd_per_1k[i]),
+                "mixed_usd_per_1k_tokens": float(c.mixed_usd_per_1k[i]),
+                "mfu_share": float(c.mfu[i]),
+                "mbu_share": float(c.mbu[i]),
             }
         )
-    sheet.table("cost_against_batch", "Cost against batch (sequences of one micro-batch)", rows)
+    sheet.table(
+        "cost_against_batch",
+        f"Cost against sequences of one micro-batch, each grown to {q.work.context:,.0f} tokens on average",
+        rows,
+    )
     x = c.batch.tolist()
     band = np.exp(Z90 * sigma[0])
     lines = {
@@ -55,7 +59,10 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
         )
         return
     i = int(fitting[-1])
-    name = f"at {int(c.batch[i])} sequences a micro-batch, {int(c.sequences[i])} in flight"
+    name = (
+        f"at {int(c.batch[i])} sequences a micro-batch, {int(c.sequences[i])} in flight, "
+        f"grown to {q.work.context:,.0f} tokens on average"
+    )
     hourly = q.usd_per_gpu_hour * m.devices
     sheet.add(
         name,
@@ -68,7 +75,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
     )
     sheet.add(
         name,
-        "output_usd_per_1k",
+        "output_usd_per_1k_tokens",
         "cost of output, decode alone",
         Interval.around(float(c.output_usd_per_1k[i]), sigma[0]),
         "$ per 1k tokens",
@@ -78,7 +85,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
     )
     sheet.add(
         name,
-        "prompt_usd_per_1k",
+        "prompt_usd_per_1k_tokens",
         "cost of prompt, prefill alone",
         Interval.around(prompt_usd_per_1k(timer, q.work, q.usd_per_gpu_hour, q.chunk), sigma[1]),
         "$ per 1k tokens",
@@ -87,7 +94,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
     )
     sheet.add(
         name,
-        "mixed_usd_per_1k",
+        "mixed_usd_per_1k_tokens",
         "cost of all tokens, one machine doing both",
         Interval.around(float(c.mixed_usd_per_1k[i]), sigma[0]),
         "$ per 1k tokens",
@@ -98,7 +105,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
     )
     sheet.add(
         name,
-        "token_ms",
+        "tpot_ms",
         "between tokens, prompts of others included",
         Interval.around(float(c.load.token_s[i]) * 1e3, sigma[0]),
         "ms",
@@ -106,7 +113,7 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
     )
     sheet.add(
         name,
-        "first_token_s",
+        "ttft_s",
         "time to first token",
         Interval.around(float(c.load.first_s[i]), sigma[1]),
         "s",
@@ -123,18 +130,18 @@ def costs(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve, most: int, s
     )
     sheet.add(
         name,
-        "mfu_percent",
+        "mfu_share",
         "utilisation of arithmetic, decode alone",
-        float(c.mfu[i]) * 100,
-        "%",
+        float(c.mfu[i]),
+        "share",
         "tokens/s x 2 x active parameters / (devices x peak)",
         active_parameters=m.shape.active_parameters,
     )
     sheet.add(
         name,
-        "mbu_percent",
+        "mbu_share",
         "utilisation of memory bandwidth, decode alone",
-        float(c.mbu[i]) * 100,
-        "%",
+        float(c.mbu[i]),
+        "share",
         "bytes read by the slowest stage / (stage time x nominal bandwidth)",
     )

@@ -26,7 +26,7 @@ def target(sheet: Sheet, q: Question, timer: ReplicaTimer, most: int) -> None:
         ("mixed", "all tokens, prompts included", mixed),
     ):
         formula = "smallest batch of a micro-batch whose cost is no more than the target"
-        sheet.add(name, f"target_batch_{key}", label, need, "sequences", formula, cached_tokens=q.work.context)
+        sheet.add(name, f"target_{key}_sequences", label, need, "sequences", formula, cached_tokens=q.work.context)
         fits = need is not None and need <= most
         sheet.add(name, f"target_fits_{key}", "  and it fits", fits, "", "batch <= capacity", capacity=most)
 
@@ -40,7 +40,7 @@ def arrivals(sheet: Sheet, q: Question, timer: ReplicaTimer, paged: int, sigma: 
     name = f"at {q.rate:g} requests/s on each replica"
     sheet.add(
         name,
-        "concurrency",
+        "concurrent_requests",
         "requests in the system",
         float(load.concurrency[0]),
         "requests",
@@ -49,7 +49,7 @@ def arrivals(sheet: Sheet, q: Question, timer: ReplicaTimer, paged: int, sigma: 
     )
     sheet.add(
         name,
-        "rate_token_ms",
+        "rate_tpot_ms",
         "between tokens",
         Interval.around(float(load.token_s[0]) * 1e3, sigma[0]),
         "ms",
@@ -57,7 +57,7 @@ def arrivals(sheet: Sheet, q: Question, timer: ReplicaTimer, paged: int, sigma: 
     )
     sheet.add(
         name,
-        "rate_first_token_s",
+        "rate_ttft_s",
         "time to first token",
         Interval.around(float(load.first_s[0]), sigma[1]),
         "s",
@@ -66,7 +66,7 @@ def arrivals(sheet: Sheet, q: Question, timer: ReplicaTimer, paged: int, sigma: 
     per_hour = q.usd_per_gpu_hour * q.model.devices
     sheet.add(
         name,
-        "rate_usd_per_1k",
+        "rate_usd_per_1k_tokens",
         "cost of all tokens at that rate",
         per_hour / 3600 / q.rate / q.work.total * 1e3,
         "$ per 1k tokens",
@@ -84,13 +84,13 @@ def pools(sheet: Sheet, q: Question, timer: ReplicaTimer, batch: float) -> None:
         "prefill_share",
         "replicas that prefill",
         pools.prefill_share,
-        "of all",
+        "share",
         "t_prefill / (t_prefill + t_decode) per request",
         batch=batch,
     )
     sheet.add(
         name,
-        "pools_usd_per_1k",
+        "pools_usd_per_1k_tokens",
         "cost of all tokens",
         pools.usd_per_1k,
         "$ per 1k tokens",
@@ -119,11 +119,11 @@ def drafts(sheet: Sheet, q: Question, timer: ReplicaTimer, c: Curve) -> None:
 
     rows = [
         {
-            "batch": int(b),
-            "experts_step": experts(b * m.dp),
-            "experts_check": experts(b * m.dp * (q.drafts + 1)),
-            "speedup_textbook": book,
-            "speedup": float(x),
+            "micro_batch_sequences": int(b),
+            "step_experts": experts(b * m.dp),
+            "check_experts": experts(b * m.dp * (q.drafts + 1)),
+            "textbook_speedup_ratio": book,
+            "speedup_ratio": float(x),
         }
         for b, x in zip(c.batch, real, strict=True)
     ]
@@ -171,6 +171,6 @@ def comparison(sheet: Sheet, q: Question, constants: Profile) -> None:
         model.utilisation,
         "x",
         "utilisation of the other / of the model",
-        mfu_percent=mine.mfu * 100,
-        other_mfu_percent=theirs.mfu * 100,
+        mfu=mine.mfu,
+        other_mfu=theirs.mfu,
     )

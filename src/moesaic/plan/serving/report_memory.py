@@ -11,7 +11,7 @@ from moesaic.plan.sheet import Sheet, Value
 
 
 def memory(sheet: Sheet, q: Question, tight: Room) -> None:
-    """What one device holds, and how many full sequences fit."""
+    """What one device holds, and how many sequences fit at the whole context."""
     m, s = q.model, q.model.shape
     even = average_room(m, q.context, q.chunk)
     total = s.kv_bytes_per_token(m.kv_value_bytes)
@@ -31,10 +31,10 @@ def memory(sheet: Sheet, q: Question, tight: Room) -> None:
     )
     sheet.add(
         name,
-        "kv_replication",
+        "kv_copies",
         "copies of each cached value over the tp ranks",
         here * m.tp / total,
-        "x",
+        "",
         "tp x ceil(kv heads / tp) / kv heads; a latent is replicated tp times",
         tp=m.tp,
         kv_heads=s.n_kv_heads,
@@ -69,17 +69,17 @@ def memory(sheet: Sheet, q: Question, tight: Room) -> None:
     )
     sheet.add(
         name,
-        "kv_per_sequence_mb",
+        "stage_kv_gb_per_sequence",
         "cache of one full sequence, tightest stage",
-        tight.kv_bytes / 1e6,
-        "MB",
+        tight.kv_bytes / 1e9,
+        "GB",
         "layers of the stage x kv heads of the device x 2 x head width x bytes x context",
         context=q.context,
     )
     sheet.add(
         name,
         "capacity_sequences",
-        "full sequences that fit, tightest stage",
+        "sequences that fit at the whole context, tightest stage",
         tight.sequences,
         "sequences",
         "(memory - weights - reserve) / cache of one sequence",
@@ -87,7 +87,7 @@ def memory(sheet: Sheet, q: Question, tight: Room) -> None:
     )
     sheet.add(
         name,
-        "capacity_average_sequences",
+        "even_capacity_sequences",
         "the same if stages were even",
         even.sequences,
         "sequences",
@@ -95,8 +95,8 @@ def memory(sheet: Sheet, q: Question, tight: Room) -> None:
     )
     sheet.add(
         name,
-        "capacity_per_microbatch",
-        "full sequences in each micro-batch",
+        "micro_batch_capacity_sequences",
+        "sequences of a micro-batch, all grown to the whole context",
         tight.sequences // (m.pp * m.dp),
         "sequences",
         "capacity / (pp x dp), rounded down",
@@ -121,17 +121,19 @@ def stage_table(sheet: Sheet, q: Question, timer: ReplicaTimer, batch: float) ->
                 "also": ", ".join(part) or "-",
                 "weights_gb": weight_bytes(m, s) / 1e9,
                 "time_ms": seconds * 1e3,
-                "time_relative": seconds / max(times),
+                "of_slowest_share": seconds / max(times),
             }
         )
-    sheet.table("stages", f"Stages at {batch:g} sequences a micro-batch", rows)
+    sheet.table(
+        "stages", f"Stages at {batch:g} sequences a micro-batch, grown to {q.work.context:,.0f} tokens on average", rows
+    )
     slowest = int(np.argmax(times))
     sheet.add(
         "pipeline",
-        "stage_balance",
+        "stage_balance_share",
         "mean stage time over the slowest",
         float(np.mean(times)) / max(times),
-        "",
+        "share",
         "mean(time) / max(time): what even stages could gain",
         slowest_stage=slowest,
     )
@@ -167,9 +169,9 @@ def head_table(sheet: Sheet, q: Question) -> None:
             {
                 "heads": label,
                 "kv_heads": heads,
-                "mb_per_sequence": each / 1e6,
-                "sequences_heaviest": worst,
-                "sequences_average": average,
+                "stage_kv_gb_per_sequence": each / 1e9,
+                "capacity_sequences": worst,
+                "even_capacity_sequences": average,
                 "fits": verdict,
             }
         )

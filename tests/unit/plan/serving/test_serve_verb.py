@@ -24,16 +24,18 @@ def run(*arguments: str) -> Any:
 
 def test_32k_on_40_gb_cards() -> None:
     out = run(*CLUSTER, "--hardware", "a100-40", "--context", "32k", "--json")
-    assert (out["capacity_sequences"], out["capacity_average_sequences"]) == (58, 77)
+    assert (out["capacity_sequences"], out["even_capacity_sequences"]) == (58, 77)
     assert out["weights_average_gb"] == pytest.approx(28.6, abs=0.1)
     assert out["weights_heaviest_gb"] == pytest.approx(30.5, abs=0.05)
     mqa, gqa, mha = out["context_fits"]
     assert mqa["fits"] == "yes"
-    assert mqa["mb_per_sequence"] == gqa["mb_per_sequence"]  # one head is replicated over eight ranks
+    assert mqa["stage_kv_gb_per_sequence"] == gqa["stage_kv_gb_per_sequence"]  # one head is replicated over eight ranks
     assert mha["kv_heads"] == 84
-    assert mha["sequences_average"] == 7
+    assert mha["even_capacity_sequences"] == 7
     assert mha["fits"] == "no: fewer than 16 pipeline slots"
-    assert max(r["batch"] for r in out["cost_against_batch"] if r["fits"]) * 16 <= 58 * 1.1  # cached length, not full
+    assert (
+        max(r["micro_batch_sequences"] for r in out["cost_against_batch"] if r["fits"]) * 16 <= 58 * 1.1
+    )  # cached length, not full
 
 
 @pytest.mark.parametrize(("hardware", "weights"), [("a100-80", "bf16"), ("h100", "bf16"), ("h100", "fp8")])
@@ -42,19 +44,23 @@ def test_the_described_clusters(hardware: str, weights: str, context: str) -> No
     out = run(*CLUSTER, "--hardware", hardware, "--weights", weights, "--context", context, "--json")
     assert [s["layers"] for s in out["stages"]].count(8) == 8
     assert out["stages"][0]["layers"] == 7
-    assert out["stages"][0]["time_relative"] < 1
-    costs = [r["usd_per_1k_output"] for r in out["cost_against_batch"]]
+    assert out["stages"][0]["of_slowest_share"] < 1
+    costs = [r["output_usd_per_1k_tokens"] for r in out["cost_against_batch"]]
     assert costs == sorted(costs, reverse=True)
-    assert out["output_usd_per_1k"]["p10"] < out["output_usd_per_1k"]["p50"] < out["output_usd_per_1k"]["p90"]
-    assert out["mixed_usd_per_1k"]["p50"] < out["output_usd_per_1k"]["p50"]
-    assert 0 < out["mfu_percent"] < 100
-    assert out["kv_replication"] == 8
+    assert (
+        out["output_usd_per_1k_tokens"]["p10"]
+        < out["output_usd_per_1k_tokens"]["p50"]
+        < out["output_usd_per_1k_tokens"]["p90"]
+    )
+    assert out["mixed_usd_per_1k_tokens"]["p50"] < out["output_usd_per_1k_tokens"]["p50"]
+    assert 0 < out["mfu_share"] < 1
+    assert out["kv_copies"] == 8
 
 
 def test_eight_bit_weights_halve_the_memory_and_the_price_falls() -> None:
     wide, narrow = (run(*CLUSTER, "--hardware", "h100", "--weights", w, "--json") for w in ("bf16", "fp8"))
     assert narrow["weights_average_gb"] == pytest.approx(wide["weights_average_gb"] / 2, rel=0.01)
-    assert narrow["output_usd_per_1k"]["p50"] < wide["output_usd_per_1k"]["p50"]
+    assert narrow["output_usd_per_1k_tokens"]["p50"] < wide["output_usd_per_1k_tokens"]["p50"]
 
 
 def test_every_section_that_may_be_asked_for() -> None:
@@ -63,15 +69,15 @@ def test_every_section_that_may_be_asked_for() -> None:
         "--drafts", "4", "--against", "gpt3", "--batch", "1,16,64", "--first-layers", "0", "--mix", "4:1", "--json",
     )  # fmt: skip
     assert out["stages"][0]["layers"] == 0
-    assert [r["batch"] for r in out["cost_against_batch"]] == [1, 16, 64]
+    assert [r["micro_batch_sequences"] for r in out["cost_against_batch"]] == [1, 16, 64]
     assert out["claimed_cost_ratio"] == 3
     assert out["flops_ratio"] == pytest.approx(1.59, abs=0.01)
     assert out["flops_ratio"] * out["utilisation_ratio"] == pytest.approx(3)
     assert out["modelled_cost_ratio"] == pytest.approx(out["flops_ratio"] * out["modelled_utilisation_ratio"])
     assert 0 < out["prefill_share"] < 1
-    assert out["concurrency"] > 0
-    assert out["speculation"][0]["speedup"] < out["speculation"][0]["speedup_textbook"]
-    assert out["target_batch_mixed"] <= out["target_batch_output"]
+    assert out["concurrent_requests"] > 0
+    assert out["speculation"][0]["speedup_ratio"] < out["speculation"][0]["textbook_speedup_ratio"]
+    assert out["target_mixed_sequences"] <= out["target_output_sequences"]
 
 
 def test_the_explanation_names_formula_and_inputs() -> None:
@@ -83,7 +89,7 @@ def test_the_explanation_names_formula_and_inputs() -> None:
 def test_too_few_sequences_for_the_pipeline_is_said_and_not_hidden() -> None:
     out = run(*CLUSTER, "--hardware", "a100-40", "--context", "256k", "--json")
     assert not any(r["fits"] for r in out["cost_against_batch"])
-    assert "output_usd_per_1k" not in out
+    assert "output_usd_per_1k_tokens" not in out
     assert any("fewer sequences fit than the 16 pipeline slots" in n for n in out["notes"])
 
 
