@@ -10,14 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesaic.plan.api import failures_plan as failures_plan
     from moesaic.plan.api import train_plan as train_plan
-    from moesaic.plan.audit import audit as audit
+    from moesaic.plan.audit import audit_plan as audit_plan
     from moesaic.plan.compare import compare_plan as compare_plan
+    from moesaic.plan.params import params_plan as params_plan
     from moesaic.plan.search_api import search_plan as search_plan
 
+# No name here is that of a submodule: importing one would put the module in the function's place.
 _HOMES = {
-    "audit": "moesaic.plan.audit",
+    "audit_plan": "moesaic.plan.audit",
     "compare_plan": "moesaic.plan.compare",
+    "failures_plan": "moesaic.plan.api",
+    "params_plan": "moesaic.plan.params",
     "search_plan": "moesaic.plan.search_api",
     "train_plan": "moesaic.plan.api",
 }

@@ -1,4 +1,4 @@
-"""Layouts that a search chose, each with the devices asked for and the days and dollars of a run."""
+"""A layout chosen, with the devices asked for: days, dollars and energy of a run, reckoned alike for all verbs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moesaic.plan.cost import dollars
+from moesaic.plan.cost import dollars, energy_mwh, megawatts
 from moesaic.plan.device import Device
 from moesaic.plan.estimate import Estimate, around
 from moesaic.plan.job import Job
@@ -16,6 +16,8 @@ from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Interval, Value
 from moesaic.plan.stack import Stack
 from moesaic.plan.step import PARTS, step_time
+
+POWER_SHARE = 0.85  # of its rated power that a device draws on average in training (our assumption)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,20 @@ class Choice:
         found: Interval | None = None if price is None else dollars(self.gpus, self.days(tokens), price)
         return found
 
+    def power_mw(self, pue: float) -> float:
+        """Megawatts of the devices at work, on average."""
+        e = self.estimate
+        found: float = megawatts(e.devices, e.device.watts, e.device.host_watts, utilisation=POWER_SHARE, pue=pue)
+        return found
+
+    def energy_mwh(self, tokens: float, pue: float) -> Interval:
+        """Energy of the run."""
+        e = self.estimate
+        found: Interval = energy_mwh(
+            e.devices, self.days(tokens), e.device.watts, e.device.host_watts, utilisation=POWER_SHARE, pue=pue
+        )
+        return found
+
     def seconds(self) -> dict[str, float]:
         """Parts of the step by name."""
         return {name: float(getattr(self.estimate.time, name)[0]) for name in PARTS}
@@ -58,7 +74,7 @@ class Choice:
     def row(self, tokens: float, price: Interval | float | None) -> dict[str, Value]:
         """The layout as a row of a table."""
         found = self.estimate
-        out: dict[str, Value] = {"devices": self.gpus, **self.layout}
+        out: dict[str, Value] = {"devices_asked": self.gpus, **self.layout}
         out |= {
             "micro_batches": found.micro_batches,
             "batch_sequences": found.sequences,
@@ -66,11 +82,11 @@ class Choice:
             "batch_tokens_per_expert": self.tokens_per_expert,
             "memory_gb": found.bytes_needed / 1e9,
             "step_time_s": found.seconds.p50,
-            "bubble": float(found.time.bubble_fraction[0]),
-            "mfu": found.mfu,
+            "bubble_share": float(found.time.bubble_fraction[0]),
+            "mfu_share": found.mfu,
             "days": self.days(tokens),
         }
-        return out | ({} if price is None else {"dollars": self.dollars(tokens, price)})
+        return out | ({} if price is None else {"run_usd": self.dollars(tokens, price)})
 
 
 def choices(

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from moesaic.plan.flops import conventions, forward_parts, parameter_flops
+from moesaic.plan.quantity import human, parse_context, parse_count
 from moesaic.plan.shape import Shape
-from moesaic.plan.shapes import known_shapes
+from moesaic.plan.shapes import known_shapes, read_source
 from moesaic.plan.sheet import Sheet, Value
 from moesaic.plan.stages import dense_twin, stage_loads
 from moesaic.recipe import Recipe
@@ -18,12 +19,12 @@ def params_sheet(shape: Shape, seq_len: int | None = None, pp: int = 1, recipe: 
     `seq_len` defaults to the model's context; `recipe` adds its batches. Raises PlanError.
     """
     seq_len = seq_len or shape.context
-    sheet = Sheet(f"{shape.name}: {shape.total_parameters / 1e9:,.1f} B parameters, {_active(shape)}")
+    sheet = Sheet(f"{shape.name}: {human(shape.total_parameters)} parameters, {_active(shape)}")
     _parameters(sheet, shape)
     _stages(sheet, shape, pp)
     _flops(sheet, shape, seq_len)
     _memory(sheet, shape, seq_len)
-    _beside(sheet, shape, seq_len)
+    _beside(sheet, shape)
     if recipe is not None:
         _batches(sheet, shape, recipe)
     if "is unknown" in shape.source:
@@ -31,8 +32,37 @@ def params_sheet(shape: Shape, seq_len: int | None = None, pp: int = 1, recipe: 
     return sheet
 
 
+def params_plan(
+    source: str,
+    *,
+    seq_len: str | int | None = None,
+    pp: int | None = None,
+    vision: bool = False,
+    vision_every: int = 8,
+    vision_tokens: str | float = "2T",
+    vision_encoder: str = "vit-bigg",
+    pixels: int = 448,
+    values: Sequence[str] = (),
+) -> Sheet:
+    """The sheet of `plan params` from what the command line takes; `vision` prices the addition too.
+
+        params_plan("gpt4")["active_parameters"]
+
+    Raises PlanError.
+    """
+    from moesaic.plan.vision import VisionPlan, add_vision
+
+    shape, recipe = read_source(source, values)
+    length = None if seq_len is None else parse_context(str(seq_len), "--seq-len")
+    sheet = params_sheet(shape, length, pp or (recipe.layout.pp if recipe else 1), recipe)
+    if vision:
+        tokens = parse_count(str(vision_tokens), "--vision-tokens")
+        add_vision(sheet, shape, VisionPlan(encoder=vision_encoder, every=vision_every, pixels=pixels), tokens, recipe)
+    return sheet
+
+
 def _active(shape: Shape) -> str:
-    return "dense" if shape.n_experts == 1 else f"{shape.active_parameters / 1e9:,.1f} B active"
+    return "dense" if shape.n_experts == 1 else f"{human(shape.active_parameters)} active"
 
 
 def _parameters(sheet: Sheet, shape: Shape) -> None:
@@ -185,7 +215,7 @@ def _flops(sheet: Sheet, shape: Shape, seq_len: int) -> None:
         "score_share",
         "scores against 2 N",
         parts.scores / two_n,
-        "",
+        "share",
         "scores / 2 N",
         scores=parts.scores,
         N=n,
@@ -248,7 +278,7 @@ def _kept(shape: Shape, seq_len: int) -> float:
     return (shape.windowed_layers * kept + (shape.n_layers - shape.windowed_layers) * seq_len) / shape.n_layers
 
 
-def _beside(sheet: Sheet, shape: Shape, seq_len: int) -> None:
+def _beside(sheet: Sheet, shape: Shape) -> None:
     gpt3 = known_shapes()["gpt3"].shape
     twins = [("this model", shape)]
     twins += [("dense twin", dense_twin(shape))] if shape.sparse_layers else []
@@ -275,7 +305,7 @@ def _batches(sheet: Sheet, shape: Shape, recipe: Recipe) -> None:
             "batch_tokens": step.tokens,
             "batch_sequences": step.tokens // stage.seq_len,
             "sequence_tokens": stage.seq_len,
-            "tokens_per_expert": step.tokens * shape.top_k / shape.n_experts,
+            "batch_tokens_per_expert": step.tokens * shape.top_k / shape.n_experts,
         }
         for stage in recipe.stages
         for step in stage.batch

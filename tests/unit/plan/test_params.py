@@ -49,7 +49,7 @@ def test_the_described_system() -> None:
     assert out["beside"][0]["active_over_gpt3"] == pytest.approx(1.6, abs=0.01)
     last = [b for b in out["batches"] if b["stage"] == "pretrain"][-1]
     assert last["batch_sequences"] == 7280
-    assert last["tokens_per_expert"] == pytest.approx(7.5e6, rel=0.01)
+    assert last["batch_tokens_per_expert"] == pytest.approx(7.5e6, rel=0.01)
 
 
 def test_parts_add_up_to_the_total() -> None:

@@ -238,11 +238,11 @@ def test_a_range_of_devices_takes_the_cheapest() -> None:
     ask = Question(DENSE, job, device("a100-80"), STACK, (8, 12, 16, 64), 1e12, "cost", price=2.0)
     sheet, best = search_sheet(ask)
     table = next(t for t in sheet.tables if t.key == "by_gpus")
-    dollars = {r["devices"]: r["dollars"].p50 for r in table.rows}  # type: ignore[union-attr]
+    dollars = {r["devices_asked"]: r["run_usd"].p50 for r in table.rows}  # type: ignore[union-attr]
     assert best.gpus == min(dollars, key=lambda n: dollars[n])  # type: ignore[arg-type,return-value]
     assert sheet["dollars"].p50 == pytest.approx(min(dollars.values()))  # type: ignore[union-attr]
-    days = {r["devices"]: r["days"].p50 for r in table.rows}  # type: ignore[union-attr]
-    for n, kept in ((r["devices"], r["on_the_front"]) for r in table.rows):
+    days = {r["devices_asked"]: r["days"].p50 for r in table.rows}  # type: ignore[union-attr]
+    for n, kept in ((r["devices_asked"], r["on_the_front"]) for r in table.rows):
         beaten = any(m < n and days[m] <= days[n] and dollars[m] <= dollars[n] for m in days)  # type: ignore[operator]
         assert kept or beaten
         assert dollars[n] == pytest.approx(n * 24 * days[n] * 2.0)  # type: ignore[operator]

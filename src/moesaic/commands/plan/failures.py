@@ -53,26 +53,23 @@ def failures(
     html: HtmlOption = None,
 ) -> None:
     """How often a run breaks, how often to save, what share of the time is work, how many spare nodes it needs."""
+    from moesaic.plan import failures_plan
     from moesaic.plan.duration import parse_seconds
-    from moesaic.plan.failures import Faults
-    from moesaic.plan.failures_sheet import failures_sheet
-    from moesaic.plan.goodput import LLAMA3_RATE
-    from moesaic.plan.shapes import read_shape
 
-    faults = Faults(
-        rate=LLAMA3_RATE if rate is None else rate,
-        detect=parse_seconds(detect, "--detect"),
-        restart=parse_seconds(restart, "--restart"),
-        storage=storage * 1e9,
-        per_device=float("inf") if per_device is None else per_device * 1e9,
-        host_copy=None if host_copy is None else host_copy * 1e9,
-        checkpoint=None if checkpoint is None else parse_seconds(checkpoint, "--checkpoint"),
-        slow_rate=slow_rate,
-        slow_found=parse_seconds(slow_found, "--straggler-found"),
-        slowdown=slowdown,
-        node=node,
-        repair=parse_seconds(repair, "--repair"),
-        confidence=confidence,
-    )
-    sheet = failures_sheet(read_shape(source), gpus, days, faults, price)
-    show(sheet, as_json, explain, html)
+    given = {
+        "rate": rate,
+        "detect": parse_seconds(detect, "--detect"),
+        "restart": parse_seconds(restart, "--restart"),
+        "storage": storage * 1e9,
+        "per_device": None if per_device is None else per_device * 1e9,
+        "host_copy": None if host_copy is None else host_copy * 1e9,
+        "checkpoint": None if checkpoint is None else parse_seconds(checkpoint, "--checkpoint"),
+        "slow_rate": slow_rate,
+        "slow_found": parse_seconds(slow_found, "--straggler-found"),
+        "slowdown": slowdown,
+        "node": node,
+        "repair": parse_seconds(repair, "--repair"),
+        "confidence": confidence,
+    }
+    faults = {name: value for name, value in given.items() if value is not None}
+    show(failures_plan(source, gpus, days, price=price, **faults), as_json, explain, html)
