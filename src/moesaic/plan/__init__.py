@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moesaic.plan.compare import compare_plan as compare_plan
     from moesaic.plan.params import params_plan as params_plan
     from moesaic.plan.search_api import search_plan as search_plan
+    from moesaic.plan.serving.ask import serve_plan as serve_plan
 
 # No name here is that of a submodule: importing one would put the module in the function's place.
 _HOMES = {
@@ -24,6 +25,7 @@ _HOMES = {
     "failures_plan": "moesaic.plan.api",
     "params_plan": "moesaic.plan.params",
     "search_plan": "moesaic.plan.search_api",
+    "serve_plan": "moesaic.plan.serving.ask",
     "train_plan": "moesaic.plan.api",
 }
 
