@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from moesaic.plan.choice import choices
+from moesaic.plan.compare import compare_plan
 from moesaic.plan.device import device
 from moesaic.plan.layouts import Layouts, join
 from moesaic.plan.memory import memory, memory_total
+from moesaic.plan.schedule import orders, simulate
 from moesaic.plan.search import pareto, search
 from moesaic.plan.search_api import read_workload
 from moesaic.plan.space import Space, grids
@@ -122,6 +124,8 @@ def main() -> None:
         "layouts_in_a_search": {"enumerated": enumerated, "run": fed[24_960]},
         "warm_search_processor_s": {str(n): s for n, s in warm.items()},
         "cold_search": [cold((24_960,), arguments.runs), cold(COUNTS, arguments.runs)],
+        "example_comparison_processor_s": seconds(compare_plan),
+        "schedule_of_15_stages_processor_s": seconds(lambda: simulate(orders("interleaved", 15, 36, 8))),
         "one_plan_ms": {
             "p50": 1e3 * float(np.percentile(walls, 50)),
             "p99": 1e3 * float(np.percentile(walls, 99)),

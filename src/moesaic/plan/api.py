@@ -77,6 +77,36 @@ def train_plan(
     return sheet
 
 
+def params_plan(
+    source: str,
+    *,
+    seq_len: str | int | None = None,
+    pp: int | None = None,
+    vision: bool = False,
+    vision_every: int = 8,
+    vision_tokens: str | float = "2T",
+    vision_encoder: str = "vit-bigg",
+    pixels: int = 448,
+    values: Sequence[str] = (),
+) -> Sheet:
+    """The sheet of `plan params` from what the command line takes; `vision` prices the addition too.
+
+        params_plan("gpt4")["active_parameters"]
+
+    Raises PlanError.
+    """
+    from moesaic.plan.params import params_sheet
+    from moesaic.plan.vision import VisionPlan, add_vision
+
+    shape, recipe = read_source(source, values)
+    length = None if seq_len is None else parse_context(str(seq_len), "--seq-len")
+    sheet = params_sheet(shape, length, pp or (recipe.layout.pp if recipe else 1), recipe)
+    if vision:
+        tokens = parse_count(str(vision_tokens), "--vision-tokens")
+        add_vision(sheet, shape, VisionPlan(encoder=vision_encoder, every=vision_every, pixels=pixels), tokens, recipe)
+    return sheet
+
+
 def failures_plan(source: str, gpus: int, days: float = 90, *, price: float | None = None, **faults: Any) -> Sheet:
     """Failures of `days` of wall-clock time on `gpus` devices. `faults` takes the fields of `plan.failures.Faults`;
     without `price` (dollars per device-hour; the verb knows no device) money is left out.

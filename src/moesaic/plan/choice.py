@@ -41,8 +41,7 @@ class Choice:
     @property
     def tokens_per_expert(self) -> float:
         """Tokens of a batch that an expert sees on average; all of them in a dense model."""
-        shape = self.estimate.shape
-        return self.estimate.tokens * shape.top_k / shape.n_experts
+        return self.estimate.tokens_per_expert
 
     def days(self, tokens: float) -> Interval:
         """Days for `tokens`, failures included."""

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 from moesaic.plan.flops import conventions, forward_parts, parameter_flops
-from moesaic.plan.quantity import human, parse_context, parse_count
+from moesaic.plan.quantity import human
+from moesaic.plan.serving.replica import WEIGHT_BYTES
 from moesaic.plan.shape import Shape
-from moesaic.plan.shapes import known_shapes, read_source
+from moesaic.plan.shapes import known_shapes
 from moesaic.plan.sheet import Sheet, Value
 from moesaic.plan.stages import dense_twin, stage_loads
 from moesaic.recipe import Recipe
 
-BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5}
+BYTES = {"fp32": 4.0} | {name: WEIGHT_BYTES[name] for name in ("bf16", "fp8", "int8", "nvfp4")}  # with scales
 
 
 def params_sheet(shape: Shape, seq_len: int | None = None, pp: int = 1, recipe: Recipe | None = None) -> Sheet:
@@ -29,35 +30,6 @@ def params_sheet(shape: Shape, seq_len: int | None = None, pp: int = 1, recipe: 
         _batches(sheet, shape, recipe)
     if "is unknown" in shape.source:
         sheet.note(f"{shape.source}: check the total against the model's card")
-    return sheet
-
-
-def params_plan(
-    source: str,
-    *,
-    seq_len: str | int | None = None,
-    pp: int | None = None,
-    vision: bool = False,
-    vision_every: int = 8,
-    vision_tokens: str | float = "2T",
-    vision_encoder: str = "vit-bigg",
-    pixels: int = 448,
-    values: Sequence[str] = (),
-) -> Sheet:
-    """The sheet of `plan params` from what the command line takes; `vision` prices the addition too.
-
-        params_plan("gpt4")["active_parameters"]
-
-    Raises PlanError.
-    """
-    from moesaic.plan.vision import VisionPlan, add_vision
-
-    shape, recipe = read_source(source, values)
-    length = None if seq_len is None else parse_context(str(seq_len), "--seq-len")
-    sheet = params_sheet(shape, length, pp or (recipe.layout.pp if recipe else 1), recipe)
-    if vision:
-        tokens = parse_count(str(vision_tokens), "--vision-tokens")
-        add_vision(sheet, shape, VisionPlan(encoder=vision_encoder, every=vision_every, pixels=pixels), tokens, recipe)
     return sheet
 
 

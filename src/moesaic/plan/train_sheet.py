@@ -55,7 +55,6 @@ def _layout(sheet: Sheet, asked: Asked, found: Estimate) -> None:
         sheet.add(section, name, LAYOUT_WORDS[name], value, "", how)
     how = f"4: fp32, 2: bf16; {asked.origin['gradient_bytes']}"
     sheet.add(section, "gradient_bytes", "bytes of a gradient", found.job.gradient_bytes, "", how)
-    experts = max(found.shape.n_experts, 1)
     sheet.add(
         section,
         "micro_batches",
@@ -68,7 +67,7 @@ def _layout(sheet: Sheet, asked: Asked, found: Estimate) -> None:
     sheet.add(section, "batch_tokens", "batch", found.tokens, "tokens", "sequences x length", asked=asked.batch_tokens)
     sheet.add(section, "batch_sequences", "", found.sequences, "sequences", "micro-batches x micro-batch x dp")
     if found.shape.sparse_layers:
-        each = found.tokens * found.shape.top_k / experts
+        each = found.tokens_per_expert
         sheet.add(section, "batch_tokens_per_expert", "", each, "tokens per expert", "batch x top_k / experts")
     if idle:
         inner = found.devices // int(found.layout.dp[0])

@@ -1,7 +1,6 @@
 """The search against brute force: the same layouts, none that fits lost, the best one, every Pareto point."""
 
 import json
-import time
 from dataclasses import replace
 from itertools import product
 
@@ -191,15 +190,8 @@ def test_the_described_layout_is_among_those_found(gpt4: Search) -> None:
     assert described in rows(gpt4.found[np.isin(gpt4.found.grid, alike)].layouts)
 
 
-def test_the_whole_search_is_quick() -> None:
-    shape, job, _ = read_workload("gpt4", None, "60M")
-    begin = time.process_time()
-    result = search(shape, job, device("a100-80"), STACK, 24_960)
-    seconds = time.process_time() - begin
-    assert result.funnel.enumerated > 400_000
-    assert seconds < 2, (
-        "a tenth of that where nothing else runs; the goal of one second is in benchmarks/plan_search.py"
-    )
+def test_the_whole_search_looks_at_hundreds_of_thousands(gpt4: Search) -> None:
+    assert gpt4.funnel.enumerated > 400_000  # how quickly: benchmarks/plan_search.py
 
 
 def test_goodput_of_many_is_that_of_each() -> None:

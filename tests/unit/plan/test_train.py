@@ -17,6 +17,23 @@ from moesaic.plan.sheet import Interval, Sheet
 from moesaic.plan.stack import stack
 from moesaic.plan.train import Wanted, answer, ask
 
+# What a key ends in, by the unit of its figure.
+ENDS = {
+    "share": ("_share",),
+    "$": ("_usd",),
+    "$ per device-hour": ("_usd_per_device_hour",),
+    "GB": ("_gb",),
+    "TB": ("_tb",),
+    "MW": ("_mw",),
+    "MWh": ("_mwh",),
+    "s": ("_s",),
+    "d": ("days",),
+    "h": ("_h", "_hours"),
+    "FLOP": ("_flop",),
+    "tokens": ("_tokens",),
+    "tokens/s": ("tokens_per_s",),
+}
+
 
 def described(**changed: Any) -> Sheet:
     """The described system: 24,960 A100, TP8 x PP15, 13 T tokens, 60 M a batch."""
@@ -169,16 +186,13 @@ def test_the_verb_prints_json_with_units_in_its_keys(capsys: pytest.CaptureFixtu
     assert not end.value.code
     found = json.loads(capsys.readouterr().out)
     assert found["days"]["p10"] < found["days"]["p50"] < found["days"]["p90"]
-    assert {
-        "memory_gb",
-        "step_time_s",
-        "mfu_share",
-        "run_usd",
-        "energy_mwh",
-        "bubbles",
-        "ramp",
-        "notes",
-    } <= found.keys()
+    assert {"memory_gb", "step_time_s", "mfu_share", "run_usd", "energy_mwh", "bubbles", "ramp", "notes"} <= set(found)
+    sheet = described()
+    for figure in sheet.figures:
+        ends = ENDS.get(figure.unit, ("",))
+        assert figure.key.endswith(ends), f"{figure.key} is in {figure.unit}"
+    keys = [key for table in sheet.tables for row in table.rows for key in row]
+    assert not [key for key in keys if key.endswith(("percent", "pct", "dollars"))]
 
 
 def test_explain_names_formula_and_inputs(capsys: pytest.CaptureFixture[str]) -> None:

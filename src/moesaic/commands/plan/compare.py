@@ -25,7 +25,7 @@ def compare(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Scenarios side by side: days, dollars, power, clusters; rent or buy; what the answer hangs on."""
+    """Scenarios side by side: rent or buy, and what decides."""
     if example:
         from moesaic.plan.compare.scenarios import example_text
 

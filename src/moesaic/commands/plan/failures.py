@@ -52,7 +52,7 @@ def failures(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """How often a run breaks, how often to save, what share of the time is work, how many spare nodes it needs."""
+    """How often a run breaks and what is left of the time."""
     from moesaic.plan import failures_plan
     from moesaic.plan.duration import parse_seconds
 

@@ -29,7 +29,7 @@ def params(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Parameters, FLOPs per token under every convention, cache and bytes, beside a dense twin and GPT-3."""
+    """Parameters, FLOPs per token, cache and bytes of a model."""
     from moesaic.plan import params_plan
 
     sheet = params_plan(

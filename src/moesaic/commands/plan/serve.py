@@ -51,7 +51,7 @@ def serve(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """What serving costs: what fits, stage balance, time per token, dollars per 1k tokens against the batch."""
+    """What fits, time per token, dollars against the batch."""
     from moesaic.plan.serving.ask import serve_plan
 
     sheet = serve_plan(

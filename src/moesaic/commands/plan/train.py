@@ -63,7 +63,7 @@ def train(
     explain: ExplainOption = False,
     html: HtmlOption = None,
 ) -> None:
-    """Memory, time, utilisation, days, dollars and failures of a training run, with honest intervals.
+    """Memory, time, days, dollars, failures of a training run.
 
     What is not given is the recipe's, or the fastest choice that fits.
     """
