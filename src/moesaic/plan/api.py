@@ -70,8 +70,15 @@ def train_plan(
         ramp(sheet, asked, found, recipe, taken.goodput)
     if found.fits:
         add_days_against_devices(sheet, _scaled(asked, found, paid))
-    if CHOSEN in asked.origin.values() or OF_RECIPE in asked.origin.values():
-        _compare_all(sheet, source, asked, taken)
+    if {CHOSEN, OF_RECIPE} & set(asked.origin.values()):
+        given: list[tuple[str, Any]] = [("--hardware", on.name), ("--gpus", gpus), ("--seq-len", seq_len)]
+        given += [("--tokens", tokens), ("--batch", batch), ("--stacks", stacks), *(("--set", v) for v in values)]
+        given += [("--stack", None if stack == "megatron-core" else stack)]
+        given += [("--precision", None if wanted.precision == "bf16" else wanted.precision)]
+        given += [("--imbalance", None if wanted.imbalance == 1 else wanted.imbalance)]
+        given += [("--gradients", "bf16" if found.job.gradient_bytes == 2 else None)]
+        options = [f"{name} {value}" for name, value in given if value is not None]
+        _compare_all(sheet, asked, taken, " ".join(["moesaic plan search", source, *options]))
     if optimality:
         add_optimality(sheet, shape, asked.tokens, sources=sources_of(recipe) if recipe else None)
     return sheet
@@ -127,15 +134,13 @@ def failures_plan(source: str, gpus: int, days: float = 90, *, price: float | No
     return failures_sheet(read_shape(source), gpus, days, Faults(**faults), price)
 
 
-def _compare_all(sheet: Sheet, source: str, asked: Asked, taken: Choice) -> None:
+def _compare_all(sheet: Sheet, asked: Asked, taken: Choice, command: str) -> None:
     """Hold the layout against the best of all, and name the command that finds it."""
     best = fastest(asked.shape, taken.estimate.job, asked.device, asked.stack, asked.wanted.gpus)
     if best is None or not best.estimate.fits or asked.wanted.zero_bubble:
         return
     days = taken.days(asked.tokens).p50 if taken.estimate.fits else inf
-    add_better(
-        sheet, asked, days, best, f"moesaic plan search {source} --hardware {asked.device.name} --gpus {taken.gpus}"
-    )
+    add_better(sheet, asked, days, best, command)
 
 
 def _scaled(asked: Asked, found: Estimate, paid: Price | None) -> list[dict[str, Value]]:

@@ -52,6 +52,7 @@ def test_search_compare_and_the_note_of_train_agree(tmp_path: Path) -> None:
     (note,) = [n for n in kept.notes if "moesaic plan search" in n]
     assert f"takes {middle(best['days']):.1f} days, not {middle(kept['days']):.1f}" in note
     assert f"tp {best['tp']} x pp {best['pp']}" in note
+    assert note.endswith("moesaic plan search gpt4 --hardware h100 --gpus 8192 --tokens 13T --batch 60M")
 
 
 def test_the_layout_that_search_found_costs_the_same_when_given_to_train(tmp_path: Path) -> None:
