@@ -134,6 +134,25 @@ def failures_plan(source: str, gpus: int, days: float = 90, *, price: float | No
     return failures_sheet(read_shape(source), gpus, days, Faults(**faults), price)
 
 
+def validate_plan(csv: Path | None = None, *, rows: bool = False, stacks: Path | None = None) -> Sheet:
+    """How far the planner is from measurements: the published ones, or those of a file. Raises PlanError."""
+    from moesaic.plan.validate import validate, validation_sheet
+
+    return validation_sheet(validate(csv, stacks), rows)
+
+
+def fit_plan(
+    runs: Path, *, stack: str = "megatron-core", name: str = "mine", out: Path | None = None, stacks: Path | None = None
+) -> Sheet:
+    """A stack profile calibrated on the runs of a file, written to `out` where given. Needs scipy. Raises PlanError."""
+    from moesaic.plan.runs import fit_runs, fit_sheet, write_stacks
+
+    found = fit_runs(runs, stack, name, stacks)
+    if out is not None:
+        write_stacks(out, found)
+    return fit_sheet(found, out)
+
+
 def _compare_all(sheet: Sheet, asked: Asked, taken: Choice, command: str) -> None:
     """Hold the layout against the best of all, and name the command that finds it."""
     best = fastest(asked.shape, taken.estimate.job, asked.device, asked.stack, asked.wanted.gpus)
