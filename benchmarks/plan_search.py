@@ -126,6 +126,8 @@ def main() -> None:
         "compare_example_processor_s": seconds(compare_plan),
         "simulate_15_stages_36_micro_batches_8_chunks_s": seconds(lambda: simulate(orders("interleaved", 15, 36, 8))),
         "cold_search": [cold((24_960,), arguments.runs), cold(COUNTS, arguments.runs)],
+        "example_comparison_processor_s": seconds(compare_plan),
+        "schedule_of_15_stages_processor_s": seconds(lambda: simulate(orders("interleaved", 15, 36, 8))),
         "one_plan_ms": {
             "p50": 1e3 * float(np.percentile(walls, 50)),
             "p99": 1e3 * float(np.percentile(walls, 99)),

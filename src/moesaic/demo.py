@@ -21,7 +21,10 @@ RUN = Path("runs") / "pocket"
 DRILL = Path("runs") / "demo-drill"
 SMOLLM2 = Path("runs") / "smollm2"
 PLANS = Path("runs") / "plan"
-PLANNED = ("memory_gb", "bubble", "step_time_s", "mfu_with_failures", "days", "dollars", "failures", "goodput")
+PLANNED = (
+    "memory_gb", "bubble_share", "step_time_s", "mfu_with_failures_share", "days", "run_usd", "interruptions",
+    "goodput_share",
+)  # fmt: skip
 ASKED = ("What is the capital of France?", "Write one sentence about the sea.", "How do I reverse a list in Python?")
 NEEDED_BYTES = 7.5e9  # of the upcycled model in fp32, and some room
 QUESTIONS = ("Hi there! How are you?", "What do you do for a living?", "Do you like music?")

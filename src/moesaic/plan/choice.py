@@ -1,4 +1,4 @@
-"""Layouts that a search chose, each with the devices asked for and the days and dollars of a run."""
+"""A layout chosen, with the devices asked for: days, dollars and energy of a run, reckoned alike for all verbs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from moesaic.plan.cost import dollars
+from moesaic.plan.cost import dollars, energy_mwh, megawatts
 from moesaic.plan.device import Device
 from moesaic.plan.estimate import Estimate
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import Array, Layouts
 from moesaic.plan.memory import memory
-from moesaic.plan.routing import tokens_per_expert
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Interval, Value
 from moesaic.plan.stack import Stack
 from moesaic.plan.step import PARTS, step_time
+
+POWER_SHARE = 0.85  # of its rated power that a device draws on average in training (our assumption)
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class Choice:
     @property
     def tokens_per_expert(self) -> float:
         """Tokens of a batch that an expert sees on average; all of them in a dense model."""
-        shape = self.estimate.shape
-        return tokens_per_expert(self.estimate.tokens, shape.top_k, shape.n_experts)
+        return self.estimate.tokens_per_expert
 
     def days(self, tokens: float) -> Interval:
         """Days for `tokens`, failures included."""
@@ -50,6 +50,20 @@ class Choice:
     def dollars(self, tokens: float, price: Interval | float | None) -> Interval | None:
         """Dollars for `tokens` at `price` per device-hour: all devices asked for are paid."""
         found: Interval | None = None if price is None else dollars(self.gpus, self.days(tokens), price)
+        return found
+
+    def power_mw(self, pue: float) -> float:
+        """Megawatts of the devices at work, on average."""
+        e = self.estimate
+        found: float = megawatts(e.devices, e.device.watts, e.device.host_watts, utilisation=POWER_SHARE, pue=pue)
+        return found
+
+    def energy_mwh(self, tokens: float, pue: float) -> Interval:
+        """Energy of the run."""
+        e = self.estimate
+        found: Interval = energy_mwh(
+            e.devices, self.days(tokens), e.device.watts, e.device.host_watts, utilisation=POWER_SHARE, pue=pue
+        )
         return found
 
     def seconds(self) -> dict[str, float]:

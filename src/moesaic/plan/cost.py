@@ -65,12 +65,15 @@ def implied_mfu(flop: Amount, devices: Amount, peak: Amount, days: Amount) -> An
 
 
 def dollars(devices: Amount, days: Amount, price: Amount) -> Any:
-    """Dollars for `devices` over `days` at `price` per device-hour. Raises PlanError."""
+    """Dollars for `devices` over `days` at `price` per device-hour. Raises PlanError.
+
+    All devices that were asked for are paid, whether a layout uses them or not: every verb passes that number.
+    """
     _positive(devices=devices, days=days, price=price)
     return product(24.0, devices, days, price)
 
 
-def megawatts(devices: Amount, watts: float, host_watts: float, *, utilisation: float, pue: float) -> Any:
+def megawatts(devices: Amount, watts: float, host_watts: float, *, utilisation: float, pue: Amount) -> Any:
     """Average power in MW: devices x (device watts x utilisation + host watts) x PUE.
 
     `utilisation` is the share of its rated power that a device draws on average, `host_watts` the device's share of
@@ -78,9 +81,10 @@ def megawatts(devices: Amount, watts: float, host_watts: float, *, utilisation: 
     """
     _positive(devices=devices, watts=watts)
     _share(utilisation=utilisation)
-    if not (host_watts >= 0 and pue >= 1):
-        raise PlanError(f"host watts {host_watts:g}, PUE {pue:g}: watts are not negative and a PUE is at least 1")
-    return product(devices, (watts * utilisation + host_watts) * pue / 1e6)
+    least, _ = _ends(pue)
+    if not (host_watts >= 0 and least >= 1):
+        raise PlanError(f"host watts {host_watts:g}, PUE {least:g}: watts are not negative and a PUE is at least 1")
+    return product(devices, (watts * utilisation + host_watts) / 1e6, pue)
 
 
 def energy_mwh(

@@ -8,6 +8,9 @@ from importlib.resources import files
 
 from moesaic.errors import PlanError
 
+TRAINING = ("bf16", "fp16", "fp8", "fp4")  # precisions that matrix products of training use; int8 serves only
+ALIASES = {"mxfp8": "fp8", "nvfp4": "fp4", "mxfp4": "fp4"}
+
 
 @dataclass(frozen=True)
 class Device:
@@ -29,12 +32,24 @@ class Device:
 
     def peak(self, precision: str) -> float:
         """FLOP/s at a precision; fp16 is as fast as bf16. Raises PlanError for one that the device lacks."""
-        key = {"mxfp8": "fp8", "nvfp4": "fp4", "mxfp4": "fp4"}.get(precision, precision)
+        key = ALIASES.get(precision, precision)
         if key == "fp16" and key not in self.tflops:
             key = "bf16"
         if key not in self.tflops:
             raise PlanError(f"{self.label} has no {precision}; use one of {', '.join(self.tflops)}")
         return self.tflops[key] * 1e12
+
+    def must_train(self, precision: str) -> None:
+        """Raises PlanError unless one trains in `precision` on the device."""
+        able = [name for name in TRAINING if name in self.tflops or (name == "fp16" and "bf16" in self.tflops)]
+        if ALIASES.get(precision, precision) in able:
+            return
+        why = (
+            f"{self.label} has no {precision}"
+            if ALIASES.get(precision, precision) in TRAINING
+            else (f"{precision} is no precision to train in")
+        )
+        raise PlanError(f"--precision: {why}; on {self.label} use {' or '.join(able)}")
 
 
 @cache

@@ -49,6 +49,11 @@ class Estimate:
         return self.sequences * self.job.seq_len
 
     @property
+    def tokens_per_expert(self) -> float:
+        """Tokens of that batch that an expert sees on average; all of them in a dense model."""
+        return self.tokens * self.shape.top_k / max(self.shape.n_experts, 1)
+
+    @property
     def sigma(self) -> float:
         """Standard deviation of the logarithm of a time."""
         return self.stack.sigma_sparse if self.shape.sparse_layers else self.stack.sigma

@@ -9,6 +9,7 @@ from moesaic.plan.goodput import (
     LLAMA3_RATE,
     LLAMA3_STORAGE,
     STATE_BYTES,
+    Real,
     checkpoint_time,
     daly,
     goodput,
@@ -17,6 +18,22 @@ from moesaic.plan.goodput import (
     spares,
     young,
 )
+
+# Field of `Faults` -> option of `plan failures`, and how much of the field's unit is one of the option's.
+OPTIONS = {
+    "rate": ("--rate", 1.0),
+    "storage": ("--checkpoint-gb-s", 1e9),
+    "per_device": ("--device-gb-s", 1e9),
+    "host_copy": ("--async-gb-s", 1e9),
+    "node": ("--gpus-per-node", 1),
+    "detect": ("--detect", 1.0),
+    "restart": ("--restart", 1.0),
+    "checkpoint": ("--checkpoint", 1.0),
+    "slow_rate": ("--straggler-rate", 1.0),
+    "slow_found": ("--straggler-found", 1.0),
+    "slowdown": ("--straggler-slowdown", 1.0),
+    "repair": ("--repair", 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -38,17 +55,17 @@ class Faults:
     confidence: float = 0.99
 
     def __post_init__(self) -> None:
-        """Raises PlanError for what cannot be."""
-        for name in ("rate", "storage", "per_device", "host_copy", "node"):
+        """Raises PlanError for what cannot be, naming the option of `plan failures` and, in brackets, the field."""
+        for name, (option, unit) in OPTIONS.items():
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise PlanError(f"{name} {value:g}: must be positive")
-        for name in ("detect", "restart", "checkpoint", "slow_rate", "slow_found", "slowdown", "repair"):
-            value = getattr(self, name)
-            if value is not None and not (value >= 0 and np.isfinite(value)):
-                raise PlanError(f"{name} {value:g}: must not be negative")
+            if value is None:
+                continue
+            positive = name in ("rate", "storage", "per_device", "host_copy", "node")
+            bound = "above 0" if positive else "0 or more"
+            if not (value > 0 if positive else value >= 0 and np.isfinite(value)):
+                raise PlanError(f"{option} {value / unit:g}: give {bound} ({name} of Faults)")
         if not 0 < self.confidence < 1:
-            raise PlanError(f"confidence {self.confidence:g}: give a probability between 0 and 1, for example 0.99")
+            raise PlanError(f"--confidence {self.confidence:g}: give a probability between 0 and 1, for example 0.99")
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,38 @@ def outcome(parameters: float, devices: int, faults: Faults) -> Outcome:
     """What failures make of a run of a model of `parameters` on `devices`. Raises PlanError."""
     if devices < 1:
         raise PlanError(f"{devices} devices: give at least 1")
+    saved = saving(parameters, devices, faults)
+    mean = float(mtti(faults.rate, devices))
+    by_daly = float(daly(saved.stall, mean))
+    slow = float(slow_share(faults.slow_rate, devices, faults.slow_found, faults.slowdown))
+    extra = spares(faults.rate, devices, faults.repair, faults.confidence)
+    return Outcome(
+        mean=mean,
+        state=saved.state,
+        stall=saved.stall,
+        write=saved.write,
+        down=saved.down,
+        young=float(young(saved.stall, mean)),
+        daly=by_daly,
+        interval=float(_interval(by_daly, saved.write, faults)),
+        goodput=float(kept(saved, devices, faults, faults.rate)),
+        slow=slow,
+        spare_nodes=extra,
+    )
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What does not hang on how often it breaks: bytes of a checkpoint, and seconds as in `Outcome`."""
+
+    state: float
+    stall: float
+    write: float
+    down: float
+
+
+def saving(parameters: float, devices: int, faults: Faults) -> Saving:
+    """A checkpoint of a model of `parameters` on `devices`. Raises PlanError for one that takes no time."""
     state = parameters * STATE_BYTES
     write = float(checkpoint_time(state, faults.storage, devices, faults.per_device))
     if faults.checkpoint is not None:
@@ -79,14 +128,21 @@ def outcome(parameters: float, devices: int, faults: Faults) -> Outcome:
     stall = write
     if faults.host_copy:
         stall = float(checkpoint_time(state, devices=devices, per_device=faults.host_copy))
-    mean = float(mtti(faults.rate, devices))
     lag = write - stall if faults.host_copy else 0.0  # a failure in it falls back one checkpoint more
     down = faults.detect + faults.restart + lag
     if stall <= 0:
         raise PlanError("a checkpoint of 0 s: give the seconds that training stands still for one")
-    by_daly = float(daly(stall, mean))
-    interval = max(by_daly, write) if faults.host_copy else by_daly
-    slow = float(slow_share(faults.slow_rate, devices, faults.slow_found, faults.slowdown))
-    share = float(goodput(interval, stall, mean, down)) * (1 - slow)
-    extra = spares(faults.rate, devices, faults.repair, faults.confidence)
-    return Outcome(mean, state, stall, write, down, float(young(stall, mean)), by_daly, interval, share, slow, extra)
+    return Saving(state, stall, write, down)
+
+
+def kept(saved: Saving, devices: int, faults: Faults, rate: Real) -> Real:
+    """Share of time that is work kept, slow devices included, at these failures per device-hour."""
+    mean = mtti(rate, devices)
+    interval = _interval(daly(saved.stall, mean), saved.write, faults)
+    slow = slow_share(faults.slow_rate, devices, faults.slow_found, faults.slowdown)
+    return np.asarray(goodput(interval, saved.stall, mean, saved.down) * (1 - np.asarray(slow)))
+
+
+def _interval(by_daly: Real, write: float, faults: Faults) -> Real:
+    """Daly's, but never shorter than a write that goes on behind training."""
+    return np.maximum(by_daly, write) if faults.host_copy else by_daly

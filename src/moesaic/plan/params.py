@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from moesaic.plan.flops import conventions, forward_parts, parameter_flops
+from moesaic.plan.quantity import human
 from moesaic.plan.routing import tokens_per_expert
 from moesaic.plan.serving.replica import WEIGHT_BYTES
 from moesaic.plan.shape import Shape
@@ -11,7 +12,7 @@ from moesaic.plan.sheet import Sheet, Value
 from moesaic.plan.stages import dense_twin, stage_loads
 from moesaic.recipe import Recipe
 
-BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": WEIGHT_BYTES["nvfp4"]}  # with its scales
+BYTES = {"fp32": 4.0} | {name: WEIGHT_BYTES[name] for name in ("bf16", "fp8", "int8", "nvfp4")}  # with scales
 
 
 def params_sheet(shape: Shape, seq_len: int | None = None, pp: int = 1, recipe: Recipe | None = None) -> Sheet:
@@ -20,7 +21,7 @@ def params_sheet(shape: Shape, seq_len: int | None = None, pp: int = 1, recipe: 
     `seq_len` defaults to the model's context; `recipe` adds its batches. Raises PlanError.
     """
     seq_len = seq_len or shape.context
-    sheet = Sheet(f"{shape.name}: {shape.total_parameters / 1e9:,.1f} B parameters, {_active(shape)}")
+    sheet = Sheet(f"{shape.name}: {human(shape.total_parameters)} parameters, {_active(shape)}")
     _parameters(sheet, shape)
     _stages(sheet, shape, pp)
     _flops(sheet, shape, seq_len)
@@ -34,7 +35,7 @@ def params_sheet(shape: Shape, seq_len: int | None = None, pp: int = 1, recipe: 
 
 
 def _active(shape: Shape) -> str:
-    return "dense" if shape.n_experts == 1 else f"{shape.active_parameters / 1e9:,.1f} B active"
+    return "dense" if shape.n_experts == 1 else f"{human(shape.active_parameters)} active"
 
 
 def _parameters(sheet: Sheet, shape: Shape) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import PlanError
-from moesaic.plan.device import device
+from moesaic.plan.device import Device, device
 from moesaic.plan.sheet import Interval
 
 PER_DEVICE = ("rent", "assumed_rent", "purchase")  # tables whose keys are devices: $/h, $/h, $
@@ -45,6 +45,16 @@ class Price:
         """The price as p10, p50 and p90."""
         return Interval(self.low, self.value, self.high)
 
+    @property
+    def amount(self) -> Interval | float:
+        """The same, or a plain number where nothing is uncertain."""
+        return self.value if self.low == self.high else self.interval
+
+    @property
+    def said(self) -> str:
+        """Where it is from and of when."""
+        return f"{self.source}, {self.date}" if self.date else self.source
+
 
 @dataclass(frozen=True)
 class Prices:
@@ -57,10 +67,6 @@ class Prices:
         if key not in self.table:
             raise PlanError(f"no price '{key}'; give it in a prices file: [{key}] value = ..., date, source")
         return self.table[key]
-
-    def rent(self, name: str, assumed: bool = False) -> Price:
-        """$/device-hour of a device (any alias); `assumed` takes the described system's. Raises PlanError."""
-        return self[f"{'assumed_rent' if assumed else 'rent'}.{device(name).name}"]
 
     def purchase(self, name: str) -> Price:
         """$ of a device with its share of the node. Raises PlanError."""
@@ -80,6 +86,23 @@ def prices(path: Path | None = None) -> Prices:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise PlanError(f"{path}: not a readable prices file: {error}") from error
     return Prices({**_shipped(), **_read(tree, str(path))})
+
+
+def rent(device: Device, price: float | None, table: Prices) -> Price | None:
+    """Dollars per device-hour: as given, else the range of the market, None where nobody quotes one. Raises PlanError.
+
+    The one default of every verb. What the described system paid is in `assumed_rent`; give it as `--price`.
+    """
+    if price is not None:
+        if not (price > 0 and math.isfinite(price)):
+            raise PlanError(f"--price {price:g}: give dollars per device-hour, above 0")
+        return Price(price, price, price, "", "given")
+    return table.table.get(f"rent.{device.name}")
+
+
+def no_rent(device: Device) -> str:
+    """What to say where dollars are missing."""
+    return f"No rent of {device.label} is known, so no dollars: give --price, or [rent.{device.name}] in --prices."
 
 
 @cache

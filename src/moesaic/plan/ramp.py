@@ -81,12 +81,14 @@ def plan_ramp(
     limit: float = 0.1,
     replicas: Sequence[int] | None = None,
     engine: Engine = "torch",
+    goodput: float = 1.0,
 ) -> Ramp:
     """Price the ramp of `stage` on `layout` with `v` chunks a rank.
 
     `mfu` holds at the last step that is reached; at another step it is mfu x (1 - bubble) / (1 - last bubble), all else
     being equal. `flops_per_token` (forward and backward, as `mfu` counts them) and `peak_flops` of one device give the
-    GPU-hours. `replicas` may be used instead of `layout.dp` (its divisors, unless given). Raises PlanError.
+    GPU-hours; they grow as `goodput`, the share of time that is work kept, sinks. `replicas` may be used
+    instead of `layout.dp` (its divisors, unless given). Raises PlanError.
     """
     if not 0 < mfu <= 1:
         raise PlanError(f"mfu {mfu}: give a share of the peak, above 0 and at most 1")
@@ -112,7 +114,7 @@ def plan_ramp(
         def run(dp: int, tokens: int = tokens, sequences: int = sequences) -> Run:
             m, idle = sequences / (dp * stage.micro_batch), bubble(sequences, dp)
             rate = mfu * (1 - idle) / (1 - last)
-            hours = tokens * flops_per_token / (peak_flops * rate) / 3600
+            hours = tokens * flops_per_token / (peak_flops * rate * goodput) / 3600
             days = hours / (layout.world // layout.dp * dp) / 24
             return Run(dp, m, schedulable(m, layout.pp, chunks, engine), idle, rate, hours, days)
 

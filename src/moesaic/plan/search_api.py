@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moesaic.errors import PlanError
-from moesaic.plan.device import Device
 from moesaic.plan.job import Job
 from moesaic.plan.mixed import parse_cluster
+from moesaic.plan.prices import no_rent, rent
 from moesaic.plan.prices import prices as read_prices
 from moesaic.plan.quantity import parse_context, parse_count
 from moesaic.plan.search import Objective
 from moesaic.plan.search_sheet import Question, search_sheet
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_source
-from moesaic.plan.sheet import Interval, Sheet
+from moesaic.plan.sheet import Sheet
 from moesaic.plan.space import Space
 from moesaic.plan.stack import stack as read_stack
-from moesaic.plan.train import BATCH_TOKENS, GRADIENT_BYTES, TOKENS_PER_PARAMETER
+from moesaic.plan.workload import GRADIENT_BYTES, workload
 
 
 def search_plan(
@@ -51,16 +51,26 @@ def search_plan(
     cluster = parse_cluster(hardware, None if gpus is None else str(gpus))
     shape, job, budget = read_workload(source, tokens, batch, seq_len, precision, gradients, imbalance, values)
     space, using = Space(max_tp=max_tp, max_cp=max_cp, idle=idle), read_stack(stack, stacks)
-    rents = [_rent(group.device, price, prices) for group in cluster.groups]
+    table = read_prices(prices)
+    quoted = [rent(group.device, price, table) for group in cluster.groups]
+    rents = [found.amount if found else None for found in quoted]
+    for group in cluster.groups:
+        group.device.must_train(precision)
     if len(cluster.groups) > 1:
         from moesaic.plan.mixed_sheet import mixed_sheet
 
         if why_no_fsdp:
             raise PlanError("--why-no-fsdp speaks of one generation of devices; give --hardware DEVICE --gpus N")
-        return mixed_sheet(shape, job, using, cluster.groups, budget, rents, space)
+        sheet = mixed_sheet(shape, job, using, cluster.groups, budget, rents, space)
+        for group, found in zip(cluster.groups, quoted, strict=True):
+            if found is None:
+                sheet.note(no_rent(group.device))
+        return sheet
     device = cluster.groups[0].device
     ask = Question(shape, job, device, using, cluster.counts, budget, objective, top, rents[0], space)
     sheet, best = search_sheet(ask)
+    if quoted[0] is None:
+        sheet.note(no_rent(device))
     if why_no_fsdp:
         from moesaic.plan.fsdp import add_why_no_fsdp
 
@@ -80,24 +90,15 @@ def read_workload(
 ) -> tuple[Shape, Job, float]:
     """Shape, job and tokens of a recipe's first stage, a shape's name or a config.json; what is given counts first.
 
-    Without a recipe: 20 tokens per active parameter, batches of 4.2 M tokens, the model's context. Raises PlanError.
+    Without a recipe as `workload` says. Raises PlanError.
     """
     shape, recipe = read_source(source, values)
-    stage = recipe.stages[0] if recipe is not None and recipe.stages else None
-    length = parse_context(str(seq_len), "--seq-len") if seq_len else stage.seq_len if stage else shape.context
-    size = parse_count(str(batch), "--batch") if batch else stage.batch[-1].tokens if stage else BATCH_TOKENS
-    budget = parse_count(str(tokens), "--tokens") if tokens else float(stage.tokens) if stage else 0.0
-    if size < length:
-        raise PlanError(f"a batch of {size:,.0f} tokens holds no sequence of {length:,}; raise --batch")
-    job = Job(length, int(size // length), precision, GRADIENT_BYTES[gradients], imbalance=imbalance)
-    return shape, job, budget or TOKENS_PER_PARAMETER * shape.active_parameters
-
-
-def _rent(device: Device, price: float | None, path: Path | None) -> Interval | float | None:
-    """Dollars per device-hour: as given, from a file, the market's, or None where nobody quotes one."""
-    if price is not None:
-        if not price > 0:
-            raise PlanError(f"--price {price:g}: give dollars per device-hour, above 0")
-        return price
-    table = read_prices(path)
-    return table.rent(device.name).interval if f"rent.{device.name}" in table.table else None
+    work = workload(
+        shape,
+        recipe,
+        parse_context(str(seq_len), "--seq-len") if seq_len else None,
+        parse_count(str(tokens), "--tokens") if tokens else None,
+        parse_count(str(batch), "--batch") if batch else None,
+    )
+    job = Job(work.seq_len, work.batch, precision, GRADIENT_BYTES[gradients], imbalance=imbalance)
+    return shape, job, work.tokens

@@ -1,6 +1,7 @@
 """A question about training, and the layout that answers it: what is given stays, the rest is chosen."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,14 +14,13 @@ from moesaic.plan.job import Job
 from moesaic.plan.layouts import RECOMPUTE, Layouts, valid
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
+from moesaic.plan.workload import GRADIENT_BYTES, workload
 from moesaic.recipe import Recipe
 
 TENSOR = (1, 2, 4, 8)
 MICRO = (1, 2, 4, 8)
 CHUNKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24)
-TOKENS_PER_PARAMETER = 20  # where no recipe says how long to train (Hoffmann et al. 2022)
-BATCH_TOKENS = 4_194_304  # where no recipe says
-GRADIENT_BYTES = {"bf16": 2, "fp32": 4}
+GIVEN, OF_RECIPE, CHOSEN = "given", "the recipe's layout", "the fastest that fits"
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,23 @@ class Asked:
     batch_tokens: float
     layouts: Layouts
     wanted: Wanted
+    origin: Mapping[str, str]  # of each degree: GIVEN, OF_RECIPE or CHOSEN
 
 
 def ask(shape: Shape, recipe: Recipe | None, device: Device, stack: Stack, wanted: Wanted) -> Asked:
     """The question in full. Raises PlanError for a layout that cannot be, with the rule and the nearest numbers."""
+    device.must_train(wanted.precision)
     stage = recipe.stages[0] if recipe else None
-    seq_len = wanted.seq_len or (stage.seq_len if stage else shape.context)
-    tokens = wanted.tokens or (stage.tokens if stage else TOKENS_PER_PARAMETER * shape.active_parameters)
-    batch_tokens = wanted.batch_tokens or (stage.batch[-1].tokens if stage else BATCH_TOKENS)
-    given = recipe.layout if recipe else None
-    batch = int(batch_tokens // seq_len)
-    if batch < 1:
-        raise PlanError(f"a batch of {batch_tokens:,.0f} tokens holds no sequence of {seq_len}; raise --batch")
-    if tokens < batch_tokens:
-        raise PlanError(f"{tokens:,.0f} tokens are less than one batch of {batch_tokens:,.0f}; lower --batch")
+    work = workload(shape, recipe, wanted.seq_len, wanted.tokens, wanted.batch_tokens)
+    batch = work.batch
+    of_recipe = dict(recipe.layout) | {"micro_batch": stage.micro_batch} if recipe and stage else {}
+    origin: dict[str, str] = {}
 
     def choices(name: str, otherwise: Sequence[int]) -> Sequence[int]:
         value = getattr(wanted, name)
-        value = getattr(given, name, None) if value is None else value
+        origin[name] = CHOSEN if value is None else GIVEN
+        if value is None and name in of_recipe:
+            origin[name], value = OF_RECIPE, of_recipe[name]
         return otherwise if value is None else (int(value),)
 
     degrees = {
@@ -86,7 +85,7 @@ def ask(shape: Shape, recipe: Recipe | None, device: Device, stack: Stack, wante
         "zero": choices("zero", (1, 3)),
         "chunks": (1,) if wanted.zero_bubble else choices("interleave", CHUNKS),
         "recompute": range(3) if wanted.recompute is None else (RECOMPUTE.index(wanted.recompute),),
-        "micro_batch": (stage.micro_batch,) if stage and not wanted.micro_batch else choices("micro_batch", MICRO),
+        "micro_batch": choices("micro_batch", MICRO),
         "split": (0, 1) if wanted.etp is None else (2,),  # of an expert: whole, as dense blocks, as given
     }
     mesh = np.meshgrid(*degrees.values(), indexing="ij")
@@ -94,16 +93,18 @@ def ask(shape: Shape, recipe: Recipe | None, device: Device, stack: Stack, wante
     split = grid.pop("split")
     inner = grid["tp"] * grid["pp"] * grid["cp"]
     if (inner > wanted.gpus).all():
-        raise PlanError(f"tp x pp x cp = {inner.min()} needs more than {wanted.gpus} devices; lower one of them")
+        raise PlanError(_too_few(int(inner.min()), wanted.gpus, origin))
     etp = np.select([split == 0, split == 1], [1, grid["tp"]], wanted.etp or 1)
     layouts = Layouts.of(**grid, dp=wanted.gpus // inner, etp=etp)
     layouts = layouts[(inner <= wanted.gpus) & ((layouts.ep > 1) | (etp == layouts.tp))]
     ok = valid(shape, layouts, batch)
     if not ok.any():
-        raise PlanError(_rule(shape, layouts, batch, device))
+        raise PlanError(_rule(shape, layouts, batch, device, origin))
     width = GRADIENT_BYTES[wanted.gradients or "fp32"]
-    job = Job(seq_len, batch, wanted.precision, width, imbalance=wanted.imbalance, zero_bubble=wanted.zero_bubble)
-    return Asked(shape, device, stack, job, tokens, batch_tokens, layouts[ok], wanted)
+    job = Job(work.seq_len, batch, wanted.precision, width, imbalance=wanted.imbalance, zero_bubble=wanted.zero_bubble)
+    for name, value in (("recompute", wanted.recompute), ("etp", wanted.etp), ("gradient_bytes", wanted.gradients)):
+        origin[name] = CHOSEN if value is None else GIVEN
+    return Asked(shape, device, stack, job, work.tokens, work.batch_tokens, layouts[ok], wanted, origin)
 
 
 def answer(asked: Asked) -> Estimate:
@@ -116,8 +117,35 @@ def answer(asked: Asked) -> Estimate:
     return smaller if smaller.fits else found
 
 
-def _rule(shape: Shape, layouts: Layouts, batch: int, device: Device) -> str:
-    """Which rule the first layout breaks, in words."""
+def _too_few(inner: int, gpus: int, origin: Mapping[str, str]) -> str:
+    """That one replica needs more devices than there are, and what to change."""
+    fixed = [name for name in ("tp", "pp", "cp") if origin[name] == OF_RECIPE]
+    rule = f"tp x pp x cp = {inner:,} needs more than {gpus:,} devices"
+    if not fixed:
+        return f"{rule}; lower one of them, or give --gpus {inner}"
+    options = " ".join(f"--{name} N" for name in fixed)
+    return (
+        f"{rule}: {', '.join(fixed)} are the recipe's layout; give {options} of your own, --gpus {inner} or more, "
+        "or let `moesaic plan search` choose"
+    )
+
+
+def _rule(shape: Shape, layouts: Layouts, batch: int, device: Device, origin: Mapping[str, str]) -> str:
+    """Which rules the first layout breaks, in words; numbers of replicas are said as devices, which one can give."""
     from moesaic.plan.feasible import problems
 
-    return "; ".join(problems(shape, layouts.row(0), batch, device)) or "no layout agrees with what is given"
+    if not len(layouts):
+        return "no layout agrees with what is given"
+    row = layouts.row(0)
+    inner = int(row["tp"]) * int(row["pp"]) * int(row["cp"])
+
+    def devices(found: re.Match[str]) -> str:
+        return "use --gpus " + re.sub(r"\d+", lambda n: str(int(n[0]) * inner), found[1])
+
+    said = problems(shape, row, batch, device)
+    # A tp or pp that cannot be is said alone: what follows from it will change with it.
+    said = [text for text in said if text.startswith(("tp =", "pp ="))][:1] or said
+    text = re.sub(r"(?:use )?dp = (\d+(?: or \d+)?)", devices, "; ".join(said)).replace("or use --gpus", "or --gpus")
+    held = [name for name in ("tp", "pp", "cp", "ep", "interleave", "micro_batch") if origin.get(name) == OF_RECIPE]
+    recipes = f" ({', '.join(held)}: the recipe's layout)" if held else ""
+    return text + recipes if text else "no layout agrees with what is given"

@@ -21,13 +21,15 @@ from moesaic.plan.schedule import (
 )
 from moesaic.plan.sheet import Chart, Sheet, Value
 from moesaic.plan.step import step_time
-from moesaic.plan.train import GRADIENT_BYTES, Asked
+from moesaic.plan.train import Asked
+from moesaic.plan.workload import GRADIENT_BYTES
 from moesaic.recipe import Layout, Recipe
+from moesaic.recipe.stage import Stage
 
 SHOWN = 12  # micro-batches in the picture of the pipeline, at most
 
 
-def fits(sheet: Sheet, asked: Asked, found: Estimate) -> None:
+def fits(sheet: Sheet, found: Estimate) -> None:
     """Memory under every mode of recomputation and width of gradients, all else as found."""
     rows: list[dict[str, Value]] = []
     for name, width in GRADIENT_BYTES.items():
@@ -47,7 +49,7 @@ def fits(sheet: Sheet, asked: Asked, found: Estimate) -> None:
     sheet.table("fits_by_choice", f"what fits {found.device.memory_gb:g} GB", rows)
 
 
-def bubbles(sheet: Sheet, asked: Asked, found: Estimate) -> None:
+def bubbles(sheet: Sheet, found: Estimate) -> None:
     """The idle share of the pipeline by schedule, by closed form and as torch counts its own table."""
     p = int(found.layout.pp[0])
     if p == 1:
@@ -100,9 +102,12 @@ def timeline(sheet: Sheet, found: Estimate) -> None:
     sheet.chart(Chart("pipeline", title, "timeline", "units of one forward", "stage", spans=plan.spans))
 
 
-def ramp(sheet: Sheet, asked: Asked, found: Estimate, recipe: Recipe) -> None:
-    """The recipe's batch ramp on the layout, with the advice to grow data parallelism."""
-    stage = recipe.stages[0]
+def ramp(sheet: Sheet, asked: Asked, found: Estimate, recipe: Recipe, goodput: float) -> None:
+    """The recipe's batch ramp on the layout as it runs, with the advice to grow data parallelism.
+
+    Batches are those that the schedule takes; the last is the step that the sheet prices. Days count failures.
+    """
+    stage = _as_run(recipe.stages[0], asked, found)
     row = found.layout.row(0)
     chunks = int(found.layout.chunks[0])
     layout = Layout(
@@ -117,13 +122,43 @@ def ramp(sheet: Sheet, asked: Asked, found: Estimate, recipe: Recipe) -> None:
     )
     flop = 6.0 * found.shape.active_parameters
     made = plan_ramp(
-        stage, layout, recipe.model, mfu=found.mfu.p50, flops_per_token=flop, peak_flops=found.peak, v=chunks
+        stage,
+        layout,
+        recipe.model,
+        mfu=found.mfu.p50,
+        flops_per_token=flop,
+        peak_flops=found.peak,
+        v=chunks,
+        goodput=goodput,
     )
-    sheet.table("ramp", f"batch ramp of stage {stage.name}", ramp_rows(made))
-    advised = ramp_notes(made, stage, layout, chunks)
-    sheet.notes[:] = [n for n in sheet.notes if n.rstrip(".").lower() not in " ".join(advised).lower()]  # said again
-    for note in advised:
+    sheet.table("ramp", f"batch ramp of stage {stage.name}, failures counted", ramp_rows(made))
+    for note in ramp_notes(made, stage, layout, chunks):
         sheet.note(note[0].upper() + note[1:] + ("" if note.endswith(".") else "."))
+    full = asked.tokens * flop / (found.devices * found.peak * found.mfu.p50 * goodput * 86_400)
+    if made.days > full * 1.001:
+        sheet.note(
+            f"The figure of {full:.1f} days has every step at the full batch; with the batch ramp it is "
+            f"{made.days:.1f}. Both count failures (goodput {goodput:.1%})."
+        )
+
+
+def _as_run(stage: Stage, asked: Asked, found: Estimate) -> Stage:
+    """The stage with the tokens asked for and batches of whole micro-batches, whole rounds where interleaved."""
+    each = int(found.layout.dp[0] * found.layout.micro_batch[0]) * found.job.seq_len
+    steps = []
+    for step in stage.batch:
+        count = step.tokens // each
+        if found.layout.chunks[0] > 1 and count >= found.layout.pp[0]:
+            count -= count % int(found.layout.pp[0])
+        tokens = count * each or step.tokens
+        if tokens < found.tokens and step.after_tokens < asked.tokens:
+            steps.append(step.model_copy(update={"tokens": tokens}))
+    reached = [step for step in stage.batch if step.after_tokens < asked.tokens]
+    at = next((s.after_tokens for s in reached[len(steps) :]), 0 if not steps else reached[-1].after_tokens)
+    steps = [s for s in steps if s.after_tokens < at]
+    steps.append(reached[-1].model_copy(update={"tokens": found.tokens, "after_tokens": at}))
+    update = {"batch": steps, "tokens": int(asked.tokens), "seq_len": found.job.seq_len}
+    return stage.model_copy(update=update | {"micro_batch": int(found.layout.micro_batch[0])})
 
 
 def partial_recomputation(sheet: Sheet, found: Estimate) -> None:

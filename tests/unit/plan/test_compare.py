@@ -86,7 +86,7 @@ def test_a_layout_given_is_what_plan_train_says(write: Any) -> None:
     said = sheet["days"]
     assert isinstance(said, Interval)
     assert found.middle.days[0] == pytest.approx(said.p50, rel=1e-6)
-    assert found.middle.goodput[0] == pytest.approx(sheet["goodput"])
+    assert found.middle.goodput[0] == pytest.approx(sheet["goodput_share"])
 
 
 def test_the_search_is_no_slower_than_a_layout_given(write: Any) -> None:

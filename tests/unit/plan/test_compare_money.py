@@ -14,10 +14,9 @@ from moesaic.plan.compare.money import (
     capex,
     energy_per_year,
     hall_per_year,
-    power_mw,
 )
 from moesaic.plan.compare.uncertainty import Input, draws, quantiles, swings
-from moesaic.plan.cost import product
+from moesaic.plan.cost import megawatts, product
 from moesaic.plan.sheet import Z90, Interval
 
 PRICE = st.floats(1.0, 1e5)
@@ -29,9 +28,9 @@ def test_a_machine_by_hand() -> None:
     assert up_front == 1020 * 34_000 + 20_000
     assert amortisation(up_front, 4, 0.1) == pytest.approx(up_front * 0.9 / 4)
     assert amortisation(100.0, 4, 0.0, 0.08) == pytest.approx(25 + 4)
-    megawatts = power_mw(1000, 700, 575, 0.85, 1.25)
-    assert megawatts == pytest.approx(1.4625)  # (595 + 575) W x 1.25
-    assert energy_per_year(megawatts, 0.08) == pytest.approx(1462.5 * 8760 * 0.08)
+    drawn = megawatts(1000, 700, 575, utilisation=0.85, pue=1.25)
+    assert drawn == pytest.approx(1.4625)  # (595 + 575) W x 1.25
+    assert energy_per_year(drawn, 0.08) == pytest.approx(1462.5 * 8760 * 0.08)
     assert hall_per_year(1000, 700, 575, 150) == pytest.approx(1275 * 150 * 12)
 
 

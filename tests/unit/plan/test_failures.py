@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from moesaic.commands.plan import plan_app
 from moesaic.errors import PlanError
+from moesaic.plan import failures_plan
 from moesaic.plan.failures import Faults, outcome
 from moesaic.plan.failures_sheet import failures_sheet
 from moesaic.plan.goodput import (
@@ -198,8 +199,19 @@ def test_slow_devices_cost_time() -> None:
      {"host_copy": 0}, {"slow_rate": -1}],
 )  # fmt: skip
 def test_impossible_faults_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(PlanError, match=rf"^{next(iter(wrong))}"):
+    with pytest.raises(PlanError, match=rf"^--.*{next(iter(wrong))}"):
         Faults(**wrong)  # type: ignore[arg-type]
+
+
+def test_errors_name_the_option_in_its_own_unit() -> None:
+    with pytest.raises(PlanError, match=r"^--checkpoint-gb-s -2: give above 0"):
+        failures_plan("gpt4", 10, storage=-2e9)
+    with pytest.raises(PlanError, match=r"^--days -3: give days above 0"):
+        failures_plan("gpt4", 10, -3)
+    with pytest.raises(PlanError, match=r"^--price 0: give dollars"):
+        failures_plan("gpt4", 10, price=0)
+    with pytest.raises(PlanError, match="no option 'restrat' of a plan of failures; known: "):
+        failures_plan("gpt4", 10, restrat=3)
 
 
 def test_impossible_runs_are_refused(gpt4: Shape) -> None:

@@ -180,6 +180,10 @@ def test_the_described_layout_is_among_those_found(gpt4: Search) -> None:
     assert described in rows(gpt4.found[np.isin(gpt4.found.grid, alike)].layouts)
 
 
+def test_the_whole_search_looks_at_hundreds_of_thousands(gpt4: Search) -> None:
+    assert gpt4.funnel.enumerated > 400_000  # how quickly: benchmarks/plan_search.py
+
+
 def test_goodput_of_many_is_that_of_each() -> None:
     sizes = np.array([8, 1024, 8, 24_960])
     each = [outcome(DENSE.total_parameters, int(n), Faults()).goodput for n in sizes]

@@ -17,6 +17,23 @@ from moesaic.plan.sheet import Interval, Sheet
 from moesaic.plan.stack import stack
 from moesaic.plan.train import Wanted, answer, ask
 
+# What a key ends in, by the unit of its figure.
+ENDS = {
+    "share": ("_share",),
+    "$": ("_usd",),
+    "$ per device-hour": ("_usd_per_device_hour",),
+    "GB": ("_gb",),
+    "TB": ("_tb",),
+    "MW": ("_mw",),
+    "MWh": ("_mwh",),
+    "s": ("_s",),
+    "d": ("days",),
+    "h": ("_h", "_hours"),
+    "FLOP": ("_flop",),
+    "tokens": ("_tokens",),
+    "tokens/s": ("tokens_per_s",),
+}
+
 
 def described(**changed: Any) -> Sheet:
     """The described system: 24,960 A100, TP8 x PP15, 13 T tokens, 60 M a batch."""
@@ -61,7 +78,7 @@ def test_bubbles_are_the_closed_forms_and_torchs_table_and_thirty_five_is_refuse
 
 def test_run_is_in_the_described_range() -> None:
     sheet = described(ep=16)
-    mfu, days, dollars = sheet["mfu_with_failures"], sheet["days"], sheet["dollars"]
+    mfu, days, dollars = sheet["mfu_with_failures_share"], sheet["days"], sheet["run_usd"]
     assert isinstance(mfu, Interval)
     assert isinstance(days, Interval)
     assert isinstance(dollars, Interval)
@@ -76,7 +93,7 @@ def test_run_is_in_the_described_range() -> None:
 
 def test_utilisation_by_parameters_below_the_one_with_attention_below_the_hardwares() -> None:
     sheet = described(ep=16)
-    values = [sheet[k] for k in ("mfu", "mfu_with_attention", "hfu")]
+    values = [sheet[k] for k in ("mfu_share", "mfu_with_attention_share", "hfu_share")]
     assert [v.p50 for v in values] == sorted(v.p50 for v in values)  # type: ignore[union-attr]
 
 
@@ -86,7 +103,7 @@ def test_utilisation_by_parameters_below_the_one_with_attention_below_the_hardwa
         ({"tp": 5}, "tp"),
         ({"pp": 121}, "pp"),
         ({"ep": 7}, "ep"),
-        ({"tp": 8, "pp": 15, "cp": 1000}, "needs more than 24960 devices"),
+        ({"tp": 8, "pp": 15, "cp": 1000}, "needs more than 24,960 devices"),
         ({"batch": "100"}, "holds no sequence"),
         ({"batch": "1e400"}, "positive number"),
         ({"tokens": "1M"}, "less than one batch"),
@@ -110,7 +127,7 @@ def test_an_unknown_device_lists_the_known_ones() -> None:
 
 def test_devices_that_do_not_come_out_even_are_said() -> None:
     sheet = train_plan("gpt4", "a100-80", 25_000, tp=8, pp=15)
-    assert (sheet["devices"], sheet["idle_devices"]) == (24_960, 40)
+    assert (sheet["devices_used"], sheet["idle_devices"]) == (24_960, 40)
     assert any("24,960 or 25,080" in note for note in sheet.notes)
 
 
@@ -169,12 +186,18 @@ def test_the_verb_prints_json_with_units_in_its_keys(capsys: pytest.CaptureFixtu
     assert not end.value.code
     found = json.loads(capsys.readouterr().out)
     assert found["days"]["p10"] < found["days"]["p50"] < found["days"]["p90"]
-    assert {"memory_gb", "step_time_s", "mfu", "dollars", "energy_mwh", "bubbles", "ramp", "notes"} <= found.keys()
+    assert {"memory_gb", "step_time_s", "mfu_share", "run_usd", "energy_mwh", "bubbles", "ramp", "notes"} <= set(found)
+    sheet = described()
+    for figure in sheet.figures:
+        ends = ENDS.get(figure.unit, ("",))
+        assert figure.key.endswith(ends), f"{figure.key} is in {figure.unit}"
+    keys = [key for table in sheet.tables for row in table.rows for key in row]
+    assert not [key for key in keys if key.endswith(("percent", "pct", "dollars"))]
 
 
 def test_explain_names_formula_and_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["plan", "train", "llama-3-8b", "--gpus", "64", "--explain"])
     out = capsys.readouterr().out
-    assert "training FLOP / (devices x peak x MFU x goodput)" in out
+    assert "training FLOP / (devices at work x peak x MFU x goodput)" in out
     assert "with goodput = " in out

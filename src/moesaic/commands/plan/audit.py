@@ -25,11 +25,9 @@ def audit(
 
     Each is ok, in tension, garbled (and by which slip), loose or wrong.
     """
-    from moesaic.plan.audit import audit as verdicts_on
-    from moesaic.plan.audit import sheet_of
+    from moesaic.plan import audit_plan
 
-    title = f"Audit of {claims}" if claims else "Audit of the description of July 2023"
-    sheet = sheet_of(verdicts_on(claims, recipe), title)
+    sheet = audit_plan(claims, recipe)
     if not (as_json or explain or html):
         from moesaic.plan.audit.report import brief
 

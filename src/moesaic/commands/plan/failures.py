@@ -56,26 +56,23 @@ def failures(
 
     What share of the time is work that is kept, and how many spare nodes it needs.
     """
-    from moesaic.plan.failures import Faults
-    from moesaic.plan.failures_sheet import failures_sheet
-    from moesaic.plan.goodput import LLAMA3_RATE
+    from moesaic.plan import failures_plan
     from moesaic.plan.quantity import parse_duration
-    from moesaic.plan.shapes import read_shape
 
-    faults = Faults(
-        rate=LLAMA3_RATE if rate is None else rate,
-        detect=parse_duration(detect, "--detect", zero=True),
-        restart=parse_duration(restart, "--restart", zero=True),
-        storage=storage * 1e9,
-        per_device=float("inf") if per_device is None else per_device * 1e9,
-        host_copy=None if host_copy is None else host_copy * 1e9,
-        checkpoint=None if checkpoint is None else parse_duration(checkpoint, "--checkpoint", zero=True),
-        slow_rate=slow_rate,
-        slow_found=parse_duration(slow_found, "--straggler-found", zero=True),
-        slowdown=slowdown,
-        node=node,
-        repair=parse_duration(repair, "--repair", zero=True),
-        confidence=confidence,
-    )
-    sheet = failures_sheet(read_shape(source), gpus, days, faults, price)
-    show(sheet, as_json, explain, html)
+    given = {
+        "rate": rate,
+        "detect": parse_duration(detect, "--detect", zero=True),
+        "restart": parse_duration(restart, "--restart", zero=True),
+        "storage": storage * 1e9,
+        "per_device": None if per_device is None else per_device * 1e9,
+        "host_copy": None if host_copy is None else host_copy * 1e9,
+        "checkpoint": None if checkpoint is None else parse_duration(checkpoint, "--checkpoint", zero=True),
+        "slow_rate": slow_rate,
+        "slow_found": parse_duration(slow_found, "--straggler-found", zero=True),
+        "slowdown": slowdown,
+        "node": node,
+        "repair": parse_duration(repair, "--repair", zero=True),
+        "confidence": confidence,
+    }
+    faults = {name: value for name, value in given.items() if value is not None}
+    show(failures_plan(source, gpus, days, price=price, **faults), as_json, explain, html)

@@ -29,9 +29,6 @@ def fit(
 
     Their step times move its constants. Needs scipy: pip install 'moesaic[fit]'.
     """
-    from moesaic.plan.runs import fit_runs, fit_sheet, write_stacks
+    from moesaic.plan import fit_plan
 
-    found = fit_runs(runs, stack, name, stacks)
-    if out is not None:
-        write_stacks(out, found)
-    show(fit_sheet(found, out), as_json, explain, html)
+    show(fit_plan(runs, stack=stack, name=name, out=out, stacks=stacks), as_json, explain, html)

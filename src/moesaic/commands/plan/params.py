@@ -12,7 +12,7 @@ from moesaic.commands.plan.show import ExplainOption, HtmlOption, show
 def params(
     source: SourceArg,
     seq_len: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="Length of a sequence; default the model's context.")
+        str | None, typer.Option(metavar="TOKENS", help="Length of a sequence, 8k; default the model's context.")
     ] = None,
     pp: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Pipeline stages; default the recipe's, else 1.")
@@ -33,14 +33,10 @@ def params(
 
     FLOPs are counted under every convention; a dense twin and GPT-3 stand beside it.
     """
-    from moesaic.plan.params import params_sheet
-    from moesaic.plan.quantity import parse_count
-    from moesaic.plan.shapes import read_source
-    from moesaic.plan.vision import VisionPlan, add_vision
+    from moesaic.plan import params_plan
 
-    shape, recipe = read_source(source, values or ())
-    sheet = params_sheet(shape, seq_len, pp or (recipe.layout.pp if recipe else 1), recipe)
-    if vision:
-        tokens = parse_count(vision_tokens, "--vision-tokens")
-        add_vision(sheet, shape, VisionPlan(encoder=vision_encoder, every=vision_every, pixels=pixels), tokens, recipe)
+    sheet = params_plan(
+        source, seq_len=seq_len, pp=pp, vision=vision, vision_every=vision_every, vision_tokens=vision_tokens,
+        vision_encoder=vision_encoder, pixels=pixels, values=values or (),
+    )  # fmt: skip
     show(sheet, as_json, explain, html)

@@ -17,7 +17,9 @@ def search(
     ] = "h100",
     gpus: Annotated[
         str | None,
-        typer.Option("--gpus", metavar="N", help="Devices: 24960, a list 8192,16384 or a range 24000:25200:120."),
+        typer.Option(
+            "--gpus", metavar="N", help="Devices, unless --hardware counts them: 24960, 8192,16384 or 24000:25200:120."
+        ),
     ] = None,
     objective: Annotated[
         Literal["days", "cost", "mfu"], typer.Option("--objective", help="Fewest days or dollars, or highest MFU.")

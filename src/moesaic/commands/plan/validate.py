@@ -26,9 +26,8 @@ def validate(
     """
     from rich.console import Console
 
-    from moesaic.plan.validate import validate as compare
-    from moesaic.plan.validate import validation_sheet
+    from moesaic.plan import validate_plan
 
     with Console(stderr=True).status("pricing what was measured ..."):  # seen on a terminal only
-        sheet = validation_sheet(compare(csv, stacks), rows)
+        sheet = validate_plan(csv, rows=rows, stacks=stacks)
     show(sheet, as_json, explain, html, every_row=rows)

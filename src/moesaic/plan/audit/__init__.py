@@ -1,6 +1,7 @@
 """Can a claim be true? Each is computed again from its own expressions, with units, and gets a verdict by rule.
 
-`audit(path)` returns the verdicts, `sheet_of(verdicts)` what the verb shows. pint is imported by `audit` only.
+`audit_plan(path)` returns the sheet that the verb shows, `audit(path)` the verdicts themselves. pint is imported by
+these two only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,13 @@ def audit(claims: Path | str | Mapping[str, Any] | None = None, recipe: str | No
         raise PlanError(f"{title}: recipe must be the name of a recipe or a file")
     names = device_names() | recipe_names(read_recipe(source))
     return [judge(claim) for claim in read(table, names, title).claims]
+
+
+def audit_plan(claims: Path | str | Mapping[str, Any] | None = None, recipe: str | None = None) -> "Sheet":
+    """The verdicts of `audit` as a sheet. Raises what `audit` raises."""
+    said = claims if isinstance(claims, (str, Path)) else "claims"
+    title = "Audit of the description of July 2023" if claims is None else f"Audit of {said}"
+    return sheet_of(audit(claims, recipe), title)
 
 
 def sheet_of(verdicts: "Sequence[Verdict]", title: str = "Audit of claims") -> "Sheet":

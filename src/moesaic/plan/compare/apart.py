@@ -25,7 +25,7 @@ def take_apart(sheet: Sheet, p: Priced) -> None:
             assert case.rent
             formula = "devices x 24 x days x rent + storage x rent of storage x months"
             price = {"rent": case.rent.interval.p50, "storage_tb": case.storage_tb}
-            sheet.add(head, "run_usd", "a training run", quantiles(c.run), "$", formula, devices=run.devices, **price)
+            sheet.add(head, "run_usd", "a training run", quantiles(c.run), "$", formula, devices=run.asked, **price)
         else:
             formula = "(amortisation + power + hall + operation of the training machine) x days / 365 / busy share"
             assert m.training

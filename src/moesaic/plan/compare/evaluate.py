@@ -18,11 +18,11 @@ from moesaic.plan.compare.money import (
     capex,
     energy_per_year,
     hall_per_year,
-    power_mw,
 )
 from moesaic.plan.compare.scenarios import MONEY, Scenario
 from moesaic.plan.compare.training import RATE, Run, training_run
 from moesaic.plan.compare.uncertainty import Input, Numbers
+from moesaic.plan.cost import dollars, megawatts
 from moesaic.plan.failures import Faults
 from moesaic.plan.goodput import spares
 from moesaic.plan.prices import UNITS, Prices
@@ -54,6 +54,12 @@ class Costs:
     serving_devices: Any
 
 
+def drawn_mw(devices: Any, scenario: Scenario, pue: Numbers) -> Any:
+    """Average power of so many devices of a scenario, in MW."""
+    d = scenario.device
+    return megawatts(devices, d.watts, d.host_watts, utilisation=scenario.money.draw_share, pue=pue)
+
+
 @dataclass(frozen=True)
 class Case:
     """A scenario with its run, its cluster and its inputs."""
@@ -83,7 +89,7 @@ class Case:
     @cached_property
     def spare_share(self) -> float:
         """Spare devices of a bought training machine over its devices."""
-        return 0.0 if self.run is None else self.run.spare_nodes * NODE / self.run.devices
+        return 0.0 if self.run is None else self.run.spare_nodes * NODE / self.run.asked
 
     @property
     def storage_tb(self) -> float:
@@ -101,7 +107,7 @@ class Case:
             devices, spare_share, self.purchase.at(z.get(self.purchase.key, np.zeros(1))),
             self.value("network", z), storage_tb, self.value("storage_bought", z),
         )  # fmt: skip
-        drawn = power_mw(devices, s.device.watts, s.device.host_watts, money.draw_share, self.value("pue", z))
+        drawn = drawn_mw(devices, s, self.value("pue", z))
         return Owned(
             bought,
             amortisation(bought, self.value("years", z), money.residual_share, money.interest_per_year),
@@ -117,7 +123,7 @@ class Case:
 
     def _costs(self, z: Mapping[str, Numbers]) -> Costs:
         s, nothing = self.scenario, np.full(1, np.nan)
-        device, buys = s.device, s.mode == "buy"
+        buys = s.mode == "buy"
         zero = np.zeros(1)
         took = good = run = served = million = clusters = busy = nothing
         meets: Any = np.ones(1, bool)
@@ -130,15 +136,15 @@ class Case:
             took, good = self.run.days(self.value(self._mfu, z), rate), self.run.goodput(rate)
             runs = self.run.given.runs_per_year
             if buys:
-                training = self.own(self.run.devices, self.spare_share, self.storage_tb, z)
+                training = self.own(self.run.asked, self.spare_share, self.storage_tb, z)
                 run = training.per_year * took / DAYS / self.value("busy", z)
                 capital, opex = capital + training.capex, opex + training.opex
             else:
                 stored = self.storage_tb * self.value("storage_rented", z) * took * MONTHS / DAYS
-                run = self.run.devices * 24 * took * self._hourly(z) + stored
+                run = dollars(self.run.asked, took, self._hourly(z)) + stored
                 opex = opex + runs * run
             total = total + runs * run
-            draw = power_mw(self.run.devices, device.watts, device.host_watts, s.money.draw_share, self.value("pue", z))
+            draw = drawn_mw(self.run.devices, s, self.value("pue", z))
             watts = watts + draw
         if self.cluster:
             g = self.cluster.given
@@ -161,7 +167,7 @@ class Case:
                 opex = opex + served
             total = total + served
             million = served / (demand * 3600 * HOURS * (g.prompt + g.output)) * 1e6
-            draw = power_mw(devices, device.watts, device.host_watts, s.money.draw_share, self.value("pue", z))
+            draw = drawn_mw(devices, s, self.value("pue", z))
             watts = watts + draw
         return Costs(
             took, good, run, served, million, clusters, busy, meets, watts, capital, opex, total, training, serving,

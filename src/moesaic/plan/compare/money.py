@@ -27,11 +27,6 @@ def amortisation(capital: Amount, years: Amount, residual_share: float = 0.0, in
     return capital * (1 - residual_share) / years + interest * capital * (1 + residual_share) / 2
 
 
-def power_mw(devices: Amount, watts: float, host_watts: float, draw_share: float, pue: Amount) -> Any:
-    """Average power in MW with cooling: devices x (draw_share x watts + host watts) x PUE."""
-    return devices * (draw_share * watts + host_watts) * pue / 1e6
-
-
 @dataclass(frozen=True)
 class Owned:
     """A bought machine. Dollars, a year where not `capex`."""

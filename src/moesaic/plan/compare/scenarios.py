@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moesaic.errors import PlanError
+from moesaic.plan.choice import POWER_SHARE
 from moesaic.plan.compare.fields import Fields
 from moesaic.plan.device import Device, device
 from moesaic.plan.layouts import RECOMPUTE
@@ -236,7 +237,7 @@ def _money(table: Mapping[str, Any], where: str) -> Money:
         f.amount("busy_share", most=1.0) or BUSY,
         f.number("residual_share", 0.0, 0.9, zero=True) or 0.0,
         f.number("interest_per_year", 0.0, 1.0, zero=True) or 0.0,
-        f.number("draw_share", most=1.0) or 0.85,
+        f.number("draw_share", most=1.0) or POWER_SHARE,
         f.number("storage_tb"),
         f.whole("checkpoints_kept") or 3,
     )

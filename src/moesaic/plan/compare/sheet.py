@@ -80,7 +80,7 @@ def _training(p: Priced) -> dict[str, Value]:
         "layout": run.layout_words(),
         "mfu_share": shares,
         "goodput_share": None if run.whole else quantiles(p.sampled.goodput),
-        "device_hours": float(p.middle.days[0]) * 24 * run.devices,
+        "device_hours": float(p.middle.days[0]) * 24 * run.asked,
         "spare_nodes": run.spare_nodes,
         "storage_tb": p.case.storage_tb,
         "claimed_days": claimed,
@@ -119,7 +119,7 @@ def _rent_or_buy(p: Priced) -> list[dict[str, Value]]:
     out: list[dict[str, Value]] = []
     machines = []
     if case.run:
-        machines.append(("training", float(case.run.devices), case.spare_share, case.storage_tb))
+        machines.append(("training", float(case.run.asked), case.spare_share, case.storage_tb))
     if case.cluster:
         n = float(p.serving_devices)
         machines.append(("serving", n, case.serving_spares(np.array([n]))[0] / n, 0.0))
@@ -234,7 +234,7 @@ def _notes(sheet: Sheet, priced: Sequence[Priced], chosen: Sequence[Choice]) -> 
             )
         if run and run.devices < (p.case.scenario.count or 0):
             spare = (p.case.scenario.count or 0) - run.devices
-            sheet.note(f"{p.name}: {spare} devices are left over by the layout and not charged.")
+            sheet.note(f"{p.name}: {spare} devices are left over by the layout and paid all the same.")
         if run and run.found is None:
             sheet.note(f"{p.name}: MFU is given, so neither layout nor memory is checked.")
     work = {(p.case.scenario.training and _work(p)) for p in priced}

@@ -1,7 +1,8 @@
 """A training run of a scenario: its layout, its utilisation, its days under failures."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -9,32 +10,39 @@ from moesaic.errors import PlanError
 from moesaic.plan.compare.scenarios import Training
 from moesaic.plan.compare.uncertainty import Numbers
 from moesaic.plan.cost import days, implied_mfu
-from moesaic.plan.device import Device
+from moesaic.plan.device import Device, device
 from moesaic.plan.estimate import Estimate
-from moesaic.plan.failures import Faults, outcome
+from moesaic.plan.failures import Faults, kept, outcome, saving
+from moesaic.plan.fastest import fastest
 from moesaic.plan.flops import parameter_flops
-from moesaic.plan.goodput import LLAMA3_RATE, STATE_BYTES, daly, goodput, mtti
+from moesaic.plan.goodput import LLAMA3_RATE, STATE_BYTES
+from moesaic.plan.job import Job
+from moesaic.plan.layouts import RECOMPUTE
 from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import read_source
 from moesaic.plan.sheet import Interval
+from moesaic.plan.space import Space
 from moesaic.plan.stack import stack as read_stack
 from moesaic.plan.train import Wanted, answer, ask
-from moesaic.recipe import Recipe
+from moesaic.plan.workload import GRADIENT_BYTES, workload
 
 RATE = Interval(2.34 / 1000 / 24 / 8, LLAMA3_RATE, 6.50 / 1000 / 24 / 8)
 """Failures per device-hour: Meta's RSC-2 and RSC-1 (2.34 and 6.50 per thousand node-days, arXiv:2410.21680) around
 Llama 3 (arXiv:2407.21783, sec. 3.3.4)."""
 
 DATA_BYTES = 4.0  # a token on disk
+DEGREES = ("tp", "pp", "cp", "ep", "interleave")  # one of these given, and the layout is no longer open
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run on `devices`. `mfu` is over the whole run when `whole`, else while nothing fails."""
+    """A run on `devices` of the `asked` that are paid. `mfu` is over the whole run when `whole`, else while nothing
+    fails."""
 
     shape: Shape
     device: Device
     devices: int
+    asked: int
     given: Training
     tokens: float
     mfu: Interval
@@ -67,9 +75,8 @@ class Run:
         """Share of time that is work kept at a rate of failures per device-hour; 1 where `mfu` has them counted."""
         if self.whole:
             return np.ones_like(rate)
-        stall = self.shape.total_parameters * STATE_BYTES / self.faults.storage
-        mean = mtti(rate, self.devices)
-        found = goodput(daly(stall, mean), stall, mean, self.faults.detect + self.faults.restart)
+        saved = saving(self.shape.total_parameters, self.devices, self.faults)
+        found = kept(saved, self.devices, self.faults, rate)
         if not np.all(np.asarray(found) > 1e-6):
             raise PlanError(f"{self.devices:,} devices that fail this often finish nothing; lower failures or restart")
         return np.asarray(found)
@@ -105,16 +112,7 @@ class Run:
 def training_run(given: Training, on: Device, count: int) -> Run:
     """The run on `count` devices. Raises PlanError."""
     shape, recipe = read_source(given.source)
-    on.peak(given.precision)
-    wanted = Wanted(
-        gpus=count,
-        seq_len=given.seq_len,
-        tokens=given.tokens,
-        batch_tokens=given.batch,
-        precision=given.precision,
-        imbalance=given.imbalance,
-        **given.layout,
-    )
+    on.must_train(given.precision)
     if given.run_mfu or given.step_mfu:
         stage = recipe.stages[0] if recipe else None
         tokens = given.tokens or (stage.tokens if stage else None)
@@ -122,24 +120,45 @@ def training_run(given: Training, on: Device, count: int) -> Run:
             raise PlanError(f"training.tokens is missing; {given.source} is no recipe that says how many")
         mfu = given.run_mfu or given.step_mfu
         assert mfu
-        return Run(shape, on, count, given, float(tokens), mfu, given.run_mfu is not None, None)
-    using = read_stack(given.stack)
-    # A recipe's layout is for its own devices: where the scenario gives none, every layout is open.
-    asked = (
-        ask(shape, recipe, on, using, wanted) if given.layout else ask(shape, None, on, using, _whole(wanted, recipe))
-    )
-    found = answer(asked)
-    return Run(shape, on, found.devices, given, asked.tokens, found.mfu, False, found)
+        return Run(shape, on, count, count, given, float(tokens), mfu, given.run_mfu is not None, None)
+    work = workload(shape, recipe, given.seq_len, given.tokens, given.batch)
+    if any(name in given.layout for name in DEGREES):
+        wanted = Wanted(
+            gpus=count,
+            seq_len=given.seq_len,
+            tokens=given.tokens,
+            batch_tokens=given.batch,
+            precision=given.precision,
+            imbalance=given.imbalance,
+            **given.layout,
+        )
+        found = answer(ask(shape, recipe, on, read_stack(given.stack), wanted))
+    else:  # a recipe's layout is for its own devices: where the scenario gives none, every layout is open
+        job = Job(work.seq_len, work.batch, given.precision, imbalance=given.imbalance)
+        found = _searched(shape, job, on.name, given.stack, count, tuple(given.layout.items()))
+    return Run(shape, on, found.devices, count, given, work.tokens, found.mfu, False, found)
 
 
-def _whole(wanted: Wanted, recipe: Recipe | None) -> Wanted:
-    """With what a recipe says about the run, not about the layout."""
-    if recipe is None:
-        return wanted
-    stage = recipe.stages[0]
-    return replace(
-        wanted,
-        seq_len=wanted.seq_len or stage.seq_len,
-        tokens=wanted.tokens or stage.tokens,
-        batch_tokens=wanted.batch_tokens or stage.batch[-1].tokens,
-    )
+@lru_cache(maxsize=64)
+def _searched(
+    shape: Shape, job: Job, name: str, using: str, count: int, given: tuple[tuple[str, int | str], ...]
+) -> Estimate:
+    """What `plan search` puts first; gradients in fp32, in bf16 where only those fit. Raises PlanError."""
+    fixed = dict(given)
+    limits: dict[str, Any] = {}
+    if "micro_batch" in fixed:
+        limits["micro_batches"] = (int(fixed["micro_batch"]),)
+    if "zero" in fixed:
+        limits["zero"] = (int(fixed["zero"]),)
+    if "recompute" in fixed:
+        limits["recompute"] = (RECOMPUTE.index(str(fixed["recompute"])),)
+    found = None
+    for width in ("fp32", "bf16") if "gradients" not in fixed else (str(fixed["gradients"]),):
+        wide = replace(job, gradient_bytes=GRADIENT_BYTES[width])
+        now = fastest(shape, wide, device(name), read_stack(using), count, Space(**limits))
+        found = found or now
+        if now and now.estimate.fits:
+            return now.estimate
+    if found is None:
+        raise PlanError(f"no layout of {count:,} devices runs a batch of {job.batch:,} sequences; change one of them")
+    return found.estimate

@@ -16,6 +16,8 @@ from moesaic.plan.serving.profile import Profile
 from moesaic.plan.serving.replica import Replica, replica
 from moesaic.plan.shape import Shape
 
+LARGEST = 512  # devices of a replica that is tried
+
 
 @dataclass(frozen=True)
 class Split:
@@ -34,18 +36,41 @@ def split(ratio: float, model: Shape, other: Shape) -> Split:
     return Split(ratio, flops, ratio / flops)
 
 
-def smallest(shape: Shape, device: Device, weights: str, context: int) -> Replica:
+def smallest(
+    shape: Shape,
+    device: Device,
+    weights: str,
+    context: int,
+    *,
+    kv: str | None = None,
+    dp: int = 1,
+    ep: int = 1,
+    tp: int | None = None,
+    pp: int | None = None,
+) -> Replica:
     """The smallest tensor- and pipeline-parallel replica, by doubling, that holds at least one sequence a stage.
 
-    Raises PlanError when 64 devices do not.
+    Tensor ranks grow first, as far as the fast link reaches and heads divide. `tp` or `pp` may be given. Raises
+    PlanError when LARGEST devices do not hold it.
     """
-    for n in (1, 2, 4, 8, 16, 32, 64):
-        tp = min(n, device.domain)
-        if shape.n_heads % tp == 0:
-            model = replica(shape, device, tp=tp, pp=n // tp, weights=weights)
-            if tightest(model, context)[1].sequences >= model.pp:
-                return model
-    raise PlanError(f"{shape.name} does not fit on 64 {device.label} in {weights}")
+    for n in (2**i for i in range(LARGEST.bit_length())):
+        ranks = tp or max(t for t in (2**i for i in range(8)) if t <= min(n, device.domain) and shape.n_heads % t == 0)
+        if pp is not None and tp is None:
+            ranks, stages = n, pp
+            if n > device.domain or shape.n_heads % n:
+                continue
+        else:
+            stages = n if tp is not None else n // ranks
+        if stages > shape.n_layers or ranks * stages * dp > LARGEST:
+            break
+        model = replica(shape, device, tp=ranks, pp=stages, dp=dp, ep=ep, weights=weights, kv=kv)
+        if tightest(model, context)[1].sequences >= model.pp * dp:
+            return model
+    given = "".join(f" with {name} {value}" for name, value in (("tp", tp), ("pp", pp)) if value)
+    raise PlanError(
+        f"{shape.name} fits on no number of {device.label} up to {LARGEST}{given} in {weights}; use narrower weights, "
+        "a shorter context, or a device with more memory"
+    )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesaic.errors import PlanError
-from moesaic.plan.device import Device
-from moesaic.plan.prices import Prices
 from moesaic.plan.routing import Numbers
 from moesaic.plan.serving.batching import Load, ReplicaTimer
 
@@ -125,13 +123,3 @@ def batches_for(
         return int(found.batch[reached[0]]) if len(reached) else None
 
     return first(found.output_usd_per_1k), first(found.mixed_usd_per_1k)
-
-
-def rent(device: Device, table: Prices) -> tuple[float, str]:
-    """Dollars of one device-hour and where the figure is from: the described system's where it names the device, else
-    the market's. Raises PlanError for a device without a price."""
-    for key in (f"assumed_rent.{device.name}", f"rent.{device.name}"):
-        if key in table.table:
-            found = table[key]
-            return found.value, f"{found.source}, {found.date}"
-    raise PlanError(f"no price for {device.label}; give --price dollars per device-hour, or --prices FILE")

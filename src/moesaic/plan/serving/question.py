@@ -37,6 +37,13 @@ class Question:
     other: Shape | None = None
     ratio: float = 3.0
 
+    @property
+    def price_words(self) -> str:
+        """The price and its source, or that there is none."""
+        if not self.price_source:
+            return "no price of a device-hour"
+        return f"${self.usd_per_gpu_hour:g} a device-hour ({self.price_source}), every device paid all the time"
+
 
 def batches_of(q: Question, most: int, paged: int) -> list[int]:
     """The batches to price: those asked for, which must fit, or powers of two around the largest that does."""

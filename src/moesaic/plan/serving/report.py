@@ -59,8 +59,8 @@ def assumptions(sheet: Sheet, q: Question) -> None:
     m = q.model
     sheet.note(
         f"assumed: {q.work.prompt:,.0f} prompt and {q.work.output:,.0f} output tokens a request (cached on average "
-        f"{q.work.context:,.0f}); ${q.usd_per_gpu_hour:g} a device-hour ({q.price_source}), every device paid all the "
-        f"time; engine {q.engine}; chunks of {q.chunk:,} prompt tokens; routing without preference; "
+        f"{q.work.context:,.0f}); {q.price_words}; "
+        f"engine {q.engine}; chunks of {q.chunk:,} prompt tokens; routing without preference; "
         f"cache allocated as it grows"
     )
     wanted = {"nvfp4": "fp4", "mxfp4": "fp4", "int4": "fp16", "bf16": "fp16"}.get(m.weights, m.weights)

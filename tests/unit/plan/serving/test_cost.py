@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 
 from moesaic.errors import PlanError
 from moesaic.plan.device import device
-from moesaic.plan.prices import prices
 from moesaic.plan.serving.against import cheapest, modelled, smallest, split
 from moesaic.plan.serving.batching import ReplicaTimer
-from moesaic.plan.serving.cost import Workload, batches_for, curve, disaggregated, prefill_s, rent
+from moesaic.plan.serving.cost import Workload, batches_for, curve, disaggregated, prefill_s
 from moesaic.plan.serving.profile import profile
 from moesaic.plan.serving.replica import replica
 from moesaic.plan.serving.speculation import speedup, textbook_speedup, tokens_per_check
@@ -101,14 +100,6 @@ def test_three_times_gpt3_is_arithmetic_and_utilisation() -> None:
     both = modelled(mine, theirs)
     assert both.ratio == pytest.approx(mine.gpu_s_per_token / theirs.gpu_s_per_token)
     assert both.utilisation == pytest.approx(theirs.mfu / mine.mfu)
-
-
-def test_rent_is_the_described_systems_where_it_says_one() -> None:
-    assert rent(device("a100-80"), prices())[0] == 1.0
-    assert rent(device("h100"), prices())[0] == 2.0
-    assert rent(device("h200"), prices())[0] == prices().rent("h200").value
-    with pytest.raises(PlanError, match=r"no price for V100 .*--price"):
-        rent(device("v100"), prices())
 
 
 def test_senseless_numbers_are_refused() -> None:

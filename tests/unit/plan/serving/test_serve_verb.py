@@ -65,8 +65,9 @@ def test_eight_bit_weights_halve_the_memory_and_the_price_falls() -> None:
 
 def test_every_section_that_may_be_asked_for() -> None:
     out = run(
-        *CLUSTER, "--hardware", "h100", "--weights", "fp8", "--target", "0.0021", "--rate", "0.5", "--disaggregate",
-        "--drafts", "4", "--against", "gpt3", "--batch", "1,16,64", "--first-layers", "0", "--mix", "4:1", "--json",
+        *CLUSTER, "--hardware", "h100", "--weights", "fp8", "--price", "2", "--target", "0.0021", "--rate", "0.5",
+        "--disaggregate", "--drafts", "4", "--against", "gpt3", "--batch", "1,16,64",
+        "--first-layers", "0", "--mix", "4:1", "--json",
     )  # fmt: skip
     assert out["stages"][0]["layers"] == 0
     assert [r["micro_batch_sequences"] for r in out["cost_against_batch"]] == [1, 16, 64]
@@ -83,7 +84,7 @@ def test_every_section_that_may_be_asked_for() -> None:
 def test_the_explanation_names_formula_and_inputs() -> None:
     out = run(*CLUSTER, "--hardware", "h100", "--explain")
     assert "(memory - weights - reserve) / cache of one sequence" in out.replace("\n", " ")
-    assert "usd_per_gpu_hour = 2" in out.replace("\n", " ")
+    assert "usd_per_gpu_hour = 2.8" in out.replace("\n", " ")
 
 
 def test_too_few_sequences_for_the_pipeline_is_said_and_not_hidden() -> None:
@@ -93,15 +94,41 @@ def test_too_few_sequences_for_the_pipeline_is_said_and_not_hidden() -> None:
     assert any("fewer sequences fit than the 16 pipeline slots" in n for n in out["notes"])
 
 
+@pytest.mark.parametrize(("source", "devices"), [("pocket", 1), ("gpt4", 64), ("llama-3-70b", 2)])
+def test_without_a_layout_the_smallest_replica_that_fits_is_taken(source: str, devices: int) -> None:
+    out = run(source, "--hardware", "a100-80", "--json")
+    assert f": {devices} x A100" in out["title"]
+    assert any("is the smallest replica, by doubling" in note for note in out["notes"])
+
+
+def test_a_layout_given_in_part_is_kept() -> None:
+    assert "tp 4 x pp 16" in run(GPT4, "--tp", "4", "--json")["title"]
+    assert "tp 2 x pp 15" in run(GPT4, "--pp", "15", "--weights", "fp8", "--json")["title"]
+
+
+def test_dollars_span_the_markets_range_and_are_missing_where_nobody_quotes_any() -> None:
+    market, one = run(*CLUSTER, "--hardware", "h100", "--json"), run(*CLUSTER, "--price", "2.8", "--json")
+    assert market["output_usd_per_1k"]["p50"] == pytest.approx(one["output_usd_per_1k"]["p50"])
+    assert market["output_usd_per_1k"]["p90"] > one["output_usd_per_1k"]["p90"]
+    assert market["step_ms"] == one["step_ms"]
+    nobody = run(*CLUSTER, "--hardware", "rtx-4090", "--weights", "int8", "--json")
+    assert nobody["output_usd_per_1k"] is None
+    assert all(row["usd_per_1k_output"] is None for row in nobody["cost_against_batch"])
+    assert nobody["step_ms"]["p50"] > 0
+    assert any("No rent of GeForce" in note for note in nobody["notes"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--hardware", "a100-80"), r"weights of 458.* exceed 80 GB on stage 0; use 8-bit"),
+        (("--hardware", "a100-80", "--pp", "1"), r"weights of 458.* exceed 80 GB on stage 0; use 8-bit"),
+        (("--hardware", "v100", "--tp", "1"), "fits on no number of V100 .* up to 512 with tp 1 in bf16"),
+        (("--hardware", "rtx-4090", "--pp", "32", "--target", "1"), "--target 1 needs a price. No rent of GeForce"),
         (("--pp", "16", "--gpus", "100"), "no multiple of tp 8 x pp 16 x dp 1 = 128; use 128 or 256"),
         (("--pp", "16", "--batch", "500"), r"batch 500 .* does not fit: 1509 sequences .* --batch 94 or less"),
         (("--pp", "16", "--tp", "5"), "tp 5 does not divide 168 heads"),
-        (("--pp", "16", "--context", "long"), "context long: give tokens"),
-        (("--pp", "16", "--context", "-8k"), "context -8k: give tokens"),
+        (("--pp", "16", "--context", "long"), "--context long: give a whole number of tokens"),
+        (("--pp", "16", "--context", "-8k"), "--context -8k: give a whole number of tokens"),
         (("--pp", "16", "--mix", "8"), "mix 8: give prompt:output"),
         (("--pp", "16", "--batch", "0"), "batch 0: give whole numbers"),
         (("--pp", "16", "--batch", "x"), "batch x: give whole numbers"),
@@ -122,4 +149,4 @@ def test_too_few_sequences_for_the_pipeline_is_said_and_not_hidden() -> None:
 )
 def test_bad_input_says_what_to_change(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(PlanError, match=said):
-        run(GPT4, *arguments)
+        run(GPT4, *(() if "--tp" in arguments else ("--tp", "8")), "--hardware", "a100-80", *arguments)
