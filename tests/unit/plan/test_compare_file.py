@@ -80,7 +80,7 @@ def test_numbers_may_be_uncertain(tmp_path: Path) -> None:
         (TRAINING + "run_mfu = 0.4\npp = 15\n" + ONE, '"one": training.pp: a given MFU'),
         (TRAINING + "precision = 'fp4'\n" + ONE, '"one": --precision: H100 SXM 80 GB has no fp4'),
         (TRAINING.replace("gpt4", "gpt5") + ONE, "\"one\": no model 'gpt5'"),
-        (TRAINING + "failures_per_device_hour = 1\n" + ONE, '"one": 8,192 devices that fail this often'),
+        (TRAINING + "failures_per_device_hour = 1\n" + ONE, '"one": 8,064 devices that fail this often'),
         (TRAINING + "[money]\npue = 0.9\n" + ONE, '"one": money.pue = 0.9: give a number from 1'),
         (TRAINING + "[money]\ndollars_per_kwh = '8 ct'\n" + ONE, '"one": money.dollars_per_kwh = 8 ct'),
         (TRAINING + ONE.replace("h100", "tpu-v4"), '"one": no rent for TPU v4'),

@@ -20,7 +20,7 @@ VERBS = {
     "search": "gpt4 --hardware a100-80 --gpus 12480,24960 --top 2",
     "search, why no FSDP": "gpt4 --hardware a100-80 --gpus 24960 --top 2 --why-no-fsdp",
     "search, mixed": "gpt4 --hardware a100-80:16384,h100:8192",
-    "serve": "gpt4 --hardware a100-80 --gpus 128 --pp 16 --rate 1 --target 0.005 --disaggregate --drafts 2"
+    "serve": "gpt4 --hardware a100-80 --gpus 128 --tp 8 --pp 16 --rate 1 --target 0.005 --disaggregate --drafts 2"
     " --against gpt3",
     "failures": "gpt4 --gpus 24960 --price 1 --straggler-rate 1e-6",
     "compare": "",

@@ -108,12 +108,12 @@ def test_a_layout_given_in_part_is_kept() -> None:
 
 def test_dollars_span_the_markets_range_and_are_missing_where_nobody_quotes_any() -> None:
     market, one = run(*CLUSTER, "--hardware", "h100", "--json"), run(*CLUSTER, "--price", "2.8", "--json")
-    assert market["output_usd_per_1k"]["p50"] == pytest.approx(one["output_usd_per_1k"]["p50"])
-    assert market["output_usd_per_1k"]["p90"] > one["output_usd_per_1k"]["p90"]
+    assert market["output_usd_per_1k_tokens"]["p50"] == pytest.approx(one["output_usd_per_1k_tokens"]["p50"])
+    assert market["output_usd_per_1k_tokens"]["p90"] > one["output_usd_per_1k_tokens"]["p90"]
     assert market["step_ms"] == one["step_ms"]
     nobody = run(*CLUSTER, "--hardware", "rtx-4090", "--weights", "int8", "--json")
-    assert nobody["output_usd_per_1k"] is None
-    assert all(row["usd_per_1k_output"] is None for row in nobody["cost_against_batch"])
+    assert nobody["output_usd_per_1k_tokens"] is None
+    assert all(row["output_usd_per_1k_tokens"] is None for row in nobody["cost_against_batch"])
     assert nobody["step_ms"]["p50"] > 0
     assert any("No rent of GeForce" in note for note in nobody["notes"])
 
