@@ -166,7 +166,7 @@ def _scaled(asked: Asked, found: Estimate, paid: Price | None) -> list[dict[str,
     """The same run on fewer and on more replicas of the layout found."""
     rows: list[dict[str, Value]] = []
     row = found.layout.row(0)
-    kept: dict[str, Any] = {name: int(row[name]) for name in ("tp", "pp", "cp", "ep", "zero")}
+    kept: dict[str, Any] = {name: int(row[name]) for name in ("tp", "pp", "cp", "ep", "zero", "micro_batch")}
     kept |= {"seq_len": asked.job.seq_len, "tokens": asked.tokens, "batch_tokens": asked.batch_tokens}
     for scale in SCALES:
         gpus = int(int(row["dp"]) * scale) * found.devices // int(row["dp"])

@@ -44,7 +44,7 @@ class Faults:
     detect: float = 0.0  # from the failure until it is noticed
     restart: float = 600.0  # from there until training goes on
     storage: float = LLAMA3_STORAGE  # bytes/s in all
-    per_device: float = float("inf")  # bytes/s to storage from one device
+    per_device: float = 10e9  # bytes/s to storage from one device (our assumption: a fifth of its network card)
     host_copy: float | None = None  # bytes/s from a device into host memory: training stands still only for this
     checkpoint: float | None = None  # seconds that training stands still, in place of what follows from the size
     slow_rate: float = 0.0  # new slow devices per device-hour

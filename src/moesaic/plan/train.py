@@ -64,6 +64,10 @@ class Asked:
 def ask(shape: Shape, recipe: Recipe | None, device: Device, stack: Stack, wanted: Wanted) -> Asked:
     """The question in full. Raises PlanError for a layout that cannot be, with the rule and the nearest numbers."""
     device.must_train(wanted.precision)
+    if wanted.zero == 2:
+        raise PlanError("ZeRO-2 shards gradients, which then must be exchanged for each micro-batch; use --zero 1 or 3")
+    if wanted.zero_bubble and wanted.interleave is not None:
+        raise PlanError("--interleave and --zero-bubble are two schedules; give one of them")
     stage = recipe.stages[0] if recipe else None
     work = workload(shape, recipe, wanted.seq_len, wanted.tokens, wanted.batch_tokens)
     batch = work.batch
@@ -95,7 +99,10 @@ def ask(shape: Shape, recipe: Recipe | None, device: Device, stack: Stack, wante
     if (inner > wanted.gpus).all():
         raise PlanError(_too_few(int(inner.min()), wanted.gpus, origin))
     etp = np.select([split == 0, split == 1], [1, grid["tp"]], wanted.etp or 1)
-    layouts = Layouts.of(**grid, dp=wanted.gpus // inner, etp=etp)
+    # As many replicas as there are devices for, whole groups of experts each.
+    dp, group = wanted.gpus // inner, grid["ep"] * etp
+    group = group // np.gcd(group, grid["cp"] * grid["tp"])
+    layouts = Layouts.of(**grid, dp=np.where(dp >= group, dp // group * group, dp), etp=etp)
     layouts = layouts[(inner <= wanted.gpus) & ((layouts.ep > 1) | (etp == layouts.tp))]
     ok = valid(shape, layouts, batch)
     if not ok.any():

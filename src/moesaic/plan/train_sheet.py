@@ -1,5 +1,6 @@
 """The answer to a question about training as a sheet: layout, memory, step, run, money, failures."""
 
+import math
 from collections.abc import Sequence
 
 from moesaic.plan.choice import POWER_SHARE, Choice
@@ -64,6 +65,8 @@ def _layout(sheet: Sheet, asked: Asked, found: Estimate) -> None:
         "batch / (dp x micro-batch), whole ones that the schedule takes",
         batch_sequences=found.job.batch,
     )
+    how = "given, the recipe's, or 8,192 where nothing says"
+    sheet.add(section, "sequence_tokens", "sequence", found.job.seq_len, "tokens", how)
     sheet.add(section, "batch_tokens", "batch", found.tokens, "tokens", "sequences x length", asked=asked.batch_tokens)
     sheet.add(section, "batch_sequences", "", found.sequences, "sequences", "micro-batches x micro-batch x dp")
     if found.shape.sparse_layers:
@@ -71,9 +74,11 @@ def _layout(sheet: Sheet, asked: Asked, found: Estimate) -> None:
         sheet.add(section, "batch_tokens_per_expert", "", each, "tokens per expert", "batch x top_k / experts")
     if idle:
         inner = found.devices // int(found.layout.dp[0])
+        experts_on = int(row["ep"]) * int(row["etp"])
+        group = inner * (experts_on // math.gcd(experts_on, int(row["tp"]) * int(row["cp"])))
         sheet.note(
-            f"{idle} devices stay idle and are paid for: a replica takes {inner}, so {found.devices:,} or "
-            f"{found.devices + inner:,} come out even."
+            f"{idle} devices stay idle and are paid for: replicas come {group} devices at a time, so "
+            f"{found.devices:,} or {found.devices + group:,} come out even."
         )
 
 

@@ -8,6 +8,7 @@ from moesaic.recipe import Recipe
 
 TOKENS_PER_PARAMETER = 20  # where no recipe says how long to train (Hoffmann et al. 2022)
 BATCH_TOKENS = 4_194_304  # where no recipe says
+SEQUENCE = 8192  # where no recipe says: pre-training is seldom at the full context
 GRADIENT_BYTES = {"bf16": 2, "fp32": 4}
 
 
@@ -32,11 +33,13 @@ def workload(
     tokens: float | None = None,
     batch_tokens: float | None = None,
 ) -> Workload:
-    """What is given first, then the recipe's first stage at its last batch; without one the model's context, 20 tokens
-    per active parameter and batches of 4.2 M tokens. Raises PlanError for a batch that holds no sequence, or more
-    tokens than the run."""
+    """What is given first, then the recipe's first stage at its last batch.
+
+    Without a recipe: 8,192 tokens (or the context), 20 tokens per active parameter, batches of 4.2 M tokens. Raises
+    PlanError for a batch that holds no sequence, or more tokens than the run.
+    """
     stage = recipe.stages[0] if recipe and recipe.stages else None
-    length = seq_len or (stage.seq_len if stage else shape.context)
+    length = seq_len or (stage.seq_len if stage else min(shape.context, SEQUENCE))
     total = tokens or (float(stage.tokens) if stage else TOKENS_PER_PARAMETER * shape.active_parameters)
     size = batch_tokens or (stage.batch[-1].tokens if stage else BATCH_TOKENS)
     if size < length:

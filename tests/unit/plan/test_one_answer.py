@@ -119,7 +119,8 @@ def test_the_ramp_ends_with_the_step_that_the_sheet_prices() -> None:
     [
         ({"gpus": 64}, "tp, pp, cp are the recipe's layout; give --tp N --pp N --cp N"),
         ({"gpus": 64, "tp": 8, "pp": 15, "cp": 1}, "lower one of them, or give --gpus 120"),
-        ({"gpus": 24_960, "tp": 7}, "or --gpus 23520 or 25200"),
+        ({"gpus": 24_960, "zero": 2}, "use --zero 1 or 3"),
+        ({"gpus": 24_960, "interleave": 8, "zero_bubble": True}, "give one of them"),
         ({"gpus": 24_960, "micro": 7}, "no option 'micro' of a training plan; known: cp, ep"),
     ],
 )

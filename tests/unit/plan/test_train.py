@@ -128,7 +128,23 @@ def test_an_unknown_device_lists_the_known_ones() -> None:
 def test_devices_that_do_not_come_out_even_are_said() -> None:
     sheet = train_plan("gpt4", "a100-80", 25_000, tp=8, pp=15)
     assert (sheet["devices_used"], sheet["idle_devices"]) == (24_960, 40)
-    assert any("24,960 or 25,080" in note for note in sheet.notes)
+    assert any("24,960 or 25,200" in note for note in sheet.notes)  # 209 replicas do not hold whole groups of experts
+    even = train_plan("gpt4", "a100-80", 25_000, tp=8, pp=15, ep=1)
+    assert any("24,960 or 25,080" in note for note in even.notes)
+
+
+@pytest.mark.parametrize(("gpus", "pp"), [(25_080, 15), (24_120, 15), (24_960, 16)])
+def test_replicas_come_in_whole_groups_of_experts(gpus: int, pp: int) -> None:
+    sheet = train_plan("gpt4", "a100-80", gpus, tp=8, pp=pp)
+    dp = sheet["devices_used"] // (8 * pp)  # type: ignore[operator]
+    assert dp * 8 % 16 == 0
+    assert sheet["idle_devices"] == gpus - dp * 8 * pp
+    assert sheet["idle_devices"] < 2 * 8 * pp  # type: ignore[operator]
+
+
+def test_without_a_recipe_sequences_are_not_the_longest_possible() -> None:
+    assert train_plan("deepseek-v3", "b200", 2048)["sequence_tokens"] == 8192
+    assert train_plan("gpt3", "a100-80", 1024)["sequence_tokens"] == 2048
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

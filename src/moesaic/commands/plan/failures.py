@@ -20,7 +20,7 @@ def failures(
         float, typer.Option("--checkpoint-gb-s", help="GB/s that storage takes in all; Llama 3's sustained 2000.")
     ] = 2000,
     per_device: Annotated[
-        float | None, typer.Option("--device-gb-s", help="GB/s to storage from one device, where that is the limit.")
+        float | None, typer.Option("--device-gb-s", help="GB/s to storage from one device; default 10.")
     ] = None,
     host_copy: Annotated[
         float | None,

@@ -38,7 +38,7 @@ def train(
     interleave: Annotated[
         int | None, typer.Option(min=1, metavar="V", help="Model chunks on a stage; default: fastest that fits.")
     ] = None,
-    zero: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage; default the recipe's, else 1.")] = None,
+    zero: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage: 0, 1 or 3; default the recipe's.")] = None,
     recompute: Annotated[
         Literal["none", "selective", "full"] | None, typer.Option(help="Recomputation; default: fastest that fits.")
     ] = None,

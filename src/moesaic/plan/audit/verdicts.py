@@ -12,7 +12,11 @@ from moesaic.plan.audit.verdict import EXACT, NEARLY, TOLERANCE, Computed, Verdi
 
 _UTILISATION = re.compile(r"utili[sz]ation|\b(mfu|hfu|mbu)\b|of( \w+)* peak", re.IGNORECASE)
 _RELATIVE = re.compile(r"\b(ratio|relative|times|x)\b|gain|improve|increase|speed|higher|lower|change", re.IGNORECASE)
-_IN_TEXT = re.compile(r"\d ?(%|percent)( of( \w+)* peak| (mfu|hfu|mbu|utili[sz]ation))", re.IGNORECASE)
+_IN_TEXT = re.compile(
+    r"\d ?(%|percent)( of( \w+)* peak| (mfu|hfu|mbu|utili[sz]ation))"
+    r"|\b(mfu|hfu|mbu|utili[sz]ation)( of| is| was|:| =| reaches)? ?\d[\d.]*( ?(%|percent)|$|[ ,;.](?!x\b|times))",
+    re.IGNORECASE,
+)
 _UPPER = re.compile(
     r"<|≤|\b(under|below|less than|at most|up to|no more than|not more than|within|maximum|fits?)\b", re.I
 )
