@@ -14,7 +14,7 @@ _UTILISATION = re.compile(r"utili[sz]ation|\b(mfu|hfu|mbu)\b|of( \w+)* peak", re
 _RELATIVE = re.compile(r"\b(ratio|relative|times|x)\b|gain|improve|increase|speed|higher|lower|change", re.IGNORECASE)
 _IN_TEXT = re.compile(
     r"\d ?(%|percent)( of( \w+)* peak| (mfu|hfu|mbu|utili[sz]ation))"
-    r"|\b(mfu|hfu|mbu|utili[sz]ation)( of| is| was|:| =| reaches)? ?\d[\d.]*( ?(%|percent)|$|[ ,;.](?!x\b|times))",
+    r"|\b(mfu|hfu|mbu|utili[sz]ation)( of| is| was|:| =| reaches)? ?\d+(\.\d+)?(?!\d|\.\d| ?(x\b|times))",
     re.IGNORECASE,
 )
 _UPPER = re.compile(
