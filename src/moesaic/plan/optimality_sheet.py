@@ -1,6 +1,9 @@
 """The part of a sheet that says whether a budget is spent well; `moesaic plan train` appends it to its own."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from moesaic.errors import PlanError
 from moesaic.plan.optimality import (
@@ -22,7 +25,10 @@ from moesaic.plan.quantity import human
 from moesaic.plan.routing import touched
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Chart, Sheet, Value
-from moesaic.recipe import Recipe
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Recipe
+
 
 EXPERTS = (8, 16, 64, 128)
 """Numbers of experts that are compared with the model's own."""

@@ -1,6 +1,9 @@
 """`plan params`: what a model holds and what a token costs, with its dense twin and GPT-3 beside it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from moesaic.plan.flops import conventions, forward_parts, parameter_flops
 from moesaic.plan.quantity import human
@@ -10,7 +13,10 @@ from moesaic.plan.shape import Shape
 from moesaic.plan.shapes import known_shapes
 from moesaic.plan.sheet import Sheet, Value
 from moesaic.plan.stages import dense_twin, stage_loads
-from moesaic.recipe import Recipe
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Recipe
+
 
 BYTES = {"fp32": 4.0} | {name: WEIGHT_BYTES[name] for name in ("bf16", "fp8", "int8", "nvfp4")}  # with scales
 

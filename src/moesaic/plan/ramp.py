@@ -1,15 +1,20 @@
 """The batch ramp: what each of its steps costs in bubble, and what it saves to grow data parallelism with the batch."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moesaic.errors import PlanError
 from moesaic.plan.routing import tokens_per_expert
 from moesaic.plan.schedule import Engine, advice, schedulable, step_bubble, whole_batches
 from moesaic.plan.sheet import Value
-from moesaic.recipe import Layout, Model
-from moesaic.recipe.stage import Stage
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Layout, Model
+    from moesaic.recipe.stage import Stage
 
 
 @dataclass(frozen=True)

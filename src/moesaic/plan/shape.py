@@ -1,8 +1,12 @@
 """The architecture that the planner prices: every number that sizes and speeds follow from, and no weights."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from moesaic.recipe import Model
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Model
 
 
 @dataclass(frozen=True)

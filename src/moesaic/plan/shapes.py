@@ -1,17 +1,22 @@
 """Shapes by name: shipped ones with their sources, recipes, folders with a `config.json`, rows of measurements."""
 
+from __future__ import annotations
+
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesaic.errors import PlanError
 from moesaic.plan.hf_shape import shape_from_config
 from moesaic.plan.shape import LatentAttention, Shape, shape_of
-from moesaic.recipe import Recipe, read_recipe, recipe_files
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Recipe
+
 
 # Architectures of the measurements that are not plain transformers: linear attention, state spaces, compressed or
 # per-layer attention. Nothing here prices them.
@@ -63,6 +68,8 @@ def read_shape(source: str | Path) -> Shape:
 
 def read_source(source: str | Path, overrides: Sequence[str] = ()) -> tuple[Shape, Recipe | None]:
     """As `read_shape`, with the recipe where `source` is one; only a recipe takes `a.b=c` overrides."""
+    from moesaic.recipe import read_recipe
+
     shape = _no_recipe(source)
     if shape is None:
         recipe = read_recipe(source, overrides)
@@ -74,6 +81,8 @@ def read_source(source: str | Path, overrides: Sequence[str] = ()) -> tuple[Shap
 
 def _no_recipe(source: str | Path) -> Shape | None:
     """The shape of a source that is no recipe, None for one that is. Raises PlanError when it is nothing."""
+    from moesaic.recipe import recipe_files
+
     path, text = Path(source), str(source)
     if path.is_dir():
         path = path / "config.json"

@@ -1,9 +1,11 @@
 """A question about training, and the layout that answers it: what is given stays, the rest is chosen."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,7 +17,10 @@ from moesaic.plan.layouts import RECOMPUTE, Layouts, valid
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
 from moesaic.plan.workload import GRADIENT_BYTES, workload
-from moesaic.recipe import Recipe
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Recipe
+
 
 TENSOR = (1, 2, 4, 8)
 MICRO = (1, 2, 4, 8)

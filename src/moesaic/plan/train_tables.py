@@ -1,6 +1,9 @@
 """The tables and pictures of a training plan: what would fit, bubbles, the pipeline's first micro-batches, the ramp."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,8 +26,11 @@ from moesaic.plan.sheet import Chart, Sheet, Value
 from moesaic.plan.step import step_time
 from moesaic.plan.train import Asked
 from moesaic.plan.workload import GRADIENT_BYTES
-from moesaic.recipe import Layout, Recipe
-from moesaic.recipe.stage import Stage
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Recipe
+    from moesaic.recipe.stage import Stage
+
 
 SHOWN = 12  # micro-batches in the picture of the pipeline, at most
 
@@ -110,6 +116,8 @@ def ramp(sheet: Sheet, asked: Asked, found: Estimate, recipe: Recipe, goodput: f
     stage = _as_run(recipe.stages[0], asked, found)
     row = found.layout.row(0)
     chunks = int(found.layout.chunks[0])
+    from moesaic.recipe import Layout
+
     layout = Layout(
         pp=row["pp"],
         dp=row["dp"],

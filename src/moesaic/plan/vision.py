@@ -1,13 +1,19 @@
 """The vision addition: a separate image encoder joined by gated cross-attention (Flamingo, arXiv:2204.14198)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moesaic.errors import PlanError
 from moesaic.plan.flops import parameter_flops
 from moesaic.plan.shape import Shape
 from moesaic.plan.sheet import Sheet, Value
-from moesaic.recipe import Recipe
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Recipe
+
 
 RESAMPLER_LAYERS = 6  # Flamingo, app. A.1.1
 

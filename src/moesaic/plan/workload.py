@@ -1,10 +1,16 @@
 """What is trained: length, tokens and batch, as given, else the recipe's, else a habit. All verbs read it here."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moesaic.errors import PlanError
 from moesaic.plan.shape import Shape
-from moesaic.recipe import Recipe
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Recipe
+
 
 TOKENS_PER_PARAMETER = 20  # where no recipe says how long to train (Hoffmann et al. 2022)
 BATCH_TOKENS = 4_194_304  # where no recipe says

@@ -1,8 +1,14 @@
 """Quantities that every claims file may use by name: computed from a recipe and from the datasheets of devices."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from moesaic.plan.device import devices
 from moesaic.plan.shape import shape_of
-from moesaic.recipe import Recipe
+
+if TYPE_CHECKING:
+    from moesaic.recipe import Recipe
 
 
 def recipe_names(recipe: Recipe) -> dict[str, str]:
