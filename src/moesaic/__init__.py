@@ -2,6 +2,7 @@
 
     moesaic.load("runs/pocket/model").chat([{"role": "user", "content": "Hello!"}]).text
     moesaic.train(moesaic.read_recipe("pocket"), Path("runs/pocket"))
+    moesaic.plan.train_plan("gpt4", "a100-80", 24_960)["days"]
 
 Everything is imported when it is first used, so that `import moesaic` needs neither torch nor time.
 """
@@ -28,7 +29,7 @@ _HOMES = {
     "load": "moesaic.serve.local",
     "read_recipe": "moesaic.recipe",
 }
-_ROOMS = ("train",)  # a room that can be called, see its __init__
+_ROOMS = ("plan", "train")  # train can be called, see its __init__
 
 
 def __getattr__(name: str) -> Any:

@@ -34,7 +34,7 @@ def test_planning_and_help_load_nothing_heavy(code: str) -> None:
     "code",
     [
         "import moesaic.plan.api, moesaic.plan.audit",
-        "from moesaic.plan import train_plan; train_plan('gpt4', 'a100-80', 24_960)",
+        "import moesaic; moesaic.plan.train_plan('gpt4', 'a100-80', 24_960)",
     ],
 )
 def test_the_planner_needs_numpy_and_nothing_heavier(code: str) -> None:
