@@ -75,6 +75,12 @@ def test_count_parameters() -> None:
     assert "61,440 B" in said
 
 
+def test_plan_training() -> None:
+    said = run("plan_training.py")
+    assert "56 GB a device, fits" in said
+    assert "24,960 devices" in said
+
+
 def test_batch_ramp() -> None:
     last = run("batch_ramp.py", "gpt4").splitlines()[-1]
     assert "59,637,760" in last
