@@ -153,6 +153,9 @@ def rows(path: Path | None = None) -> list[Row]:
     for number, row in enumerate(complete, 2):
         row["id"] = row["id"] or f"line {number}"
         row.update(AMENDED.get(row["id"], {}) if path is None else {})
+        if not row["category"] and row["metric"] in RATES:  # logs of one's own, as `plan fit` takes them
+            row["category"] = "train"
+            row["precision"] = row["precision"] or "bf16"
     return [row for row in complete if any(row[c] for c in ("model", "metric", "value"))]
 
 

@@ -176,8 +176,8 @@ def ramp_notes(ramp: Ramp, stage: Stage, layout: Layout, v: int = 1) -> list[str
             near = whole_batches(
                 step.batch_tokens, stage.seq_len, step.given.dp, stage.micro_batch, layout.pp, chunks, ramp.engine
             )
-            batches = " or ".join(f"{tokens / 1e6:.1f}" for tokens in near)
-            notes.append(f"a batch of {_batch(step)} on dp = {step.given.dp}: {reason}; that is {batches} M tokens")
+            batches = " or ".join(_millions(tokens) for tokens in near)
+            notes.append(f"a batch of {_batch(step)} on dp = {step.given.dp}: {reason}; that is {batches} tokens")
     if any(step.advised and step.advised.dp != step.given.dp for step in ramp.steps):
         runs = [(step, step.advised or step.given) for step in ramp.steps]
         path = " -> ".join(f"dp {run.dp} x {run.micro_batches:g} ({_batch(step)})" for step, run in runs)
@@ -196,7 +196,11 @@ def ramp_notes(ramp: Ramp, stage: Stage, layout: Layout, v: int = 1) -> list[str
 
 
 def _batch(step: RampStep) -> str:
-    return f"{step.batch_tokens / 1e6:.1f} M tokens"
+    return f"{_millions(step.batch_tokens)} tokens"
+
+
+def _millions(tokens: float) -> str:
+    return f"{tokens / 1e6:.1f} M" if tokens >= 1e5 else f"{tokens:,.0f}"
 
 
 def _divisors(n: int) -> Iterable[int]:

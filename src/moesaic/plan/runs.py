@@ -12,6 +12,7 @@ import numpy as np
 
 from moesaic.errors import MoesaicError, PlanError
 from moesaic.plan.fit import Free, Table, fit, log_ratios, residual_sigma
+from moesaic.plan.flops import training_flops
 from moesaic.plan.layouts import Array
 from moesaic.plan.published import RATES, Row, Trial, number, question, rows
 from moesaic.plan.shape import Shape
@@ -62,6 +63,13 @@ def _run(row: Row, folder: Path, name: str) -> Trial:
     asked = question(full, _shape(row, folder), name)
     if isinstance(asked, str):
         raise PlanError(f"row {row['id']}: {asked}")
+    flop = training_flops(asked.shape, asked.job.seq_len) * asked.job.batch_tokens
+    share = flop / (asked.published_seconds() * asked.devices * asked.device.peak(asked.job.precision))
+    if share > 1:
+        raise PlanError(
+            f"row {row['id']}: {row['metric']} = {row['value']} {row['unit']} is {share:,.0%} of the peak of "
+            f"{asked.devices} x {asked.device.label}; give value and unit (mfu takes a fraction, or unit %)"
+        )
     return asked
 
 

@@ -15,6 +15,7 @@ from moesaic.plan.shape import Shape
 from moesaic.plan.space import Funnel, Space, grids, some_pipelines
 from moesaic.plan.stack import Stack
 from moesaic.plan.step import step_time
+from moesaic.plan.workload import micro_batches
 
 Objective = Literal["days", "cost", "mfu"]
 
@@ -98,7 +99,9 @@ def search(
     funnel, smallest = Funnel(), None
     kept: list[Layouts] = []
     parts: list[tuple[Array, ...]] = []
-    for grid in grids(shape, device, job.seq_len, job.batch, gpus, space or Space()):
+    for grid in grids(
+        shape, device, job.seq_len, job.batch, gpus, space or Space(micro_batches=micro_batches(job.seq_len))
+    ):
         funnel = funnel + grid.funnel
         if not grid.runs.any():
             continue

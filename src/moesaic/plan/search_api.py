@@ -16,7 +16,7 @@ from moesaic.plan.shapes import read_source
 from moesaic.plan.sheet import Sheet
 from moesaic.plan.space import Space
 from moesaic.plan.stack import stack as read_stack
-from moesaic.plan.workload import GRADIENT_BYTES, workload
+from moesaic.plan.workload import GRADIENT_BYTES, micro_batches, workload
 
 
 def search_plan(
@@ -50,7 +50,8 @@ def search_plan(
     """
     cluster = parse_cluster(hardware, None if gpus is None else str(gpus))
     shape, job, budget = read_workload(source, tokens, batch, seq_len, precision, gradients, imbalance, values)
-    space, using = Space(max_tp=max_tp, max_cp=max_cp, idle=idle), read_stack(stack, stacks)
+    space = Space(max_tp=max_tp, max_cp=max_cp, idle=idle, micro_batches=micro_batches(job.seq_len))
+    using = read_stack(stack, stacks)
     table = read_prices(prices)
     quoted = [rent(group.device, price, table) for group in cluster.groups]
     rents = [found.amount if found else None for found in quoted]
@@ -61,6 +62,10 @@ def search_plan(
 
         if why_no_fsdp:
             raise PlanError("--why-no-fsdp speaks of one generation of devices; give --hardware DEVICE --gpus N")
+        if objective != "days":
+            raise PlanError(
+                f"--objective {objective}: mixed clusters are placed for the fewest days only; leave it out"
+            )
         sheet = mixed_sheet(shape, job, using, cluster.groups, budget, rents, space)
         for group, found in zip(cluster.groups, quoted, strict=True):
             if found is None:

@@ -16,14 +16,13 @@ from moesaic.plan.job import Job
 from moesaic.plan.layouts import RECOMPUTE, Layouts, valid
 from moesaic.plan.shape import Shape
 from moesaic.plan.stack import Stack
-from moesaic.plan.workload import GRADIENT_BYTES, workload
+from moesaic.plan.workload import GRADIENT_BYTES, micro_batches, workload
 
 if TYPE_CHECKING:
     from moesaic.recipe import Recipe
 
 
 TENSOR = (1, 2, 4, 8)
-MICRO = (1, 2, 4, 8)
 CHUNKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24)
 GIVEN, OF_RECIPE, CHOSEN = "given", "the recipe's layout", "the fastest that fits"
 
@@ -94,7 +93,7 @@ def ask(shape: Shape, recipe: Recipe | None, device: Device, stack: Stack, wante
         "zero": choices("zero", (1, 3)),
         "chunks": (1,) if wanted.zero_bubble else choices("interleave", CHUNKS),
         "recompute": range(3) if wanted.recompute is None else (RECOMPUTE.index(wanted.recompute),),
-        "micro_batch": choices("micro_batch", MICRO),
+        "micro_batch": choices("micro_batch", micro_batches(work.seq_len)),
         "split": (0, 1) if wanted.etp is None else (2,),  # of an expert: whole, as dense blocks, as given
     }
     mesh = np.meshgrid(*degrees.values(), indexing="ij")
@@ -133,7 +132,7 @@ def _too_few(inner: int, gpus: int, origin: Mapping[str, str]) -> str:
     """That one replica needs more devices than there are, and what to change."""
     fixed = [name for name in ("tp", "pp", "cp") if origin[name] == OF_RECIPE]
     rule = f"tp x pp x cp = {inner:,} needs more than {gpus:,} devices"
-    if not fixed:
+    if GIVEN in (origin["tp"], origin["pp"], origin["cp"]) or not fixed:
         return f"{rule}; lower one of them, or give --gpus {inner}"
     options = " ".join(f"--{name} N" for name in fixed)
     return (

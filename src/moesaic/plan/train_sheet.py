@@ -107,8 +107,8 @@ def _memory(sheet: Sheet, found: Estimate) -> None:
     sheet.add(section, "fits", "fits", found.fits, "", "memory needed <= the device has")
     if not found.fits:
         sheet.note(
-            f"Does not fit: {total:.1f} GB of {found.device.memory_gb:g}. See the table of what would; raise tp, pp or "
-            "ep, or use devices with more memory."
+            f"Does not fit: {total:.1f} GB of {found.device.memory_gb:g}, so days and dollars are those of no run. "
+            "`moesaic plan search` names the layout, or the number of devices, that would."
         )
     sheet.chart(
         Chart(

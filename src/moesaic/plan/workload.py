@@ -18,6 +18,12 @@ SEQUENCE = 8192  # where no recipe says: pre-training is seldom at the full cont
 GRADIENT_BYTES = {"bf16": 2, "fp32": 4}
 
 
+def micro_batches(seq_len: int) -> tuple[int, ...]:
+    """Sequences of a micro-batch that are worth a look: powers of two up to 8, of short sequences up to 32k tokens."""
+    most = max(8, 32_768 // seq_len)
+    return tuple(1 << n for n in range(most.bit_length()))
+
+
 @dataclass(frozen=True)
 class Workload:
     """A training run without its devices. `batch` is in whole sequences, `batch_tokens` what was asked for."""

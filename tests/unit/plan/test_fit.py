@@ -138,6 +138,7 @@ def test_a_model_may_be_a_config_beside_the_runs(tmp_path: Path) -> None:
         ("metric", "joy", "row line 3: metric = 'joy'"),
         ("device", "abacus", "row line 3: no device 'abacus'"),
         ("model", "nobody-1b", "row line 3: model: no model 'nobody-1b'"),
+        ("value", "1e-6", "row line 3: iter_time = 1e-6"),  # far above the peak
         ("n_devices", "63", "row line 3: TP x PP x CP x DP = 256 and not the 63"),
     ],
 )

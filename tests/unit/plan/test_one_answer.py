@@ -48,7 +48,8 @@ def test_search_compare_and_the_note_of_train_agree(tmp_path: Path) -> None:
     best = first(search_plan("gpt4", "h100", 8192, **QUESTION))  # type: ignore[arg-type]
     row = compared(tmp_path, "h100", 8192)
     assert middle(row["days"]) == pytest.approx(middle(best["days"]), rel=DRAWN)
-    assert f"tp {best['tp']} x pp {best['pp']} x dp {best['dp']}" in row["layout"]
+    context = f" x cp {best['cp']}" if best["cp"] > 1 else ""
+    assert f"tp {best['tp']} x pp {best['pp']}{context} x dp {best['dp']}" in row["layout"]
     kept = train_plan("gpt4", "h100", 8192, **QUESTION)  # type: ignore[arg-type]
     (note,) = [n for n in kept.notes if "moesaic plan search" in n]
     assert f"takes {middle(best['days']):.1f} days, not {middle(kept['days']):.1f}" in note

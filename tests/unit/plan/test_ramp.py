@@ -90,7 +90,7 @@ def test_shipped_recipe_cannot_interleave_its_last_step() -> None:
     assert ramp.steps[-1].given.micro_batches == 35
     assert not ramp.steps[-1].given.runs
     notes = ramp_notes(ramp, first, recipe.layout, 8)
-    assert any("use 30 or 36" in n and "that is 51.1 or 61.3 M tokens" in n for n in notes)
+    assert any("use 30 or 36" in n and "that is 51.1 M or 61.3 M tokens" in n for n in notes)
     assert any(n.startswith("grow data parallelism") for n in notes)
 
 

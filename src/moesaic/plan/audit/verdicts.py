@@ -18,9 +18,15 @@ _IN_TEXT = re.compile(
     re.IGNORECASE,
 )
 _UPPER = re.compile(
-    r"<|≤|\b(under|below|less than|at most|up to|no more than|not more than|within|maximum|fits?)\b", re.I
+    r"<|≤|\b(under|below|(?<!no )(?<!not )(less|fewer|lower|smaller) than|at most|up to"
+    r"|(no|not) (more|greater|larger|higher) than|within|maximum|fits?)\b",
+    re.I,
 )
-_LOWER = re.compile(r">|≥|\b(more than|over|above|at least|exceeds?|no less than|not less than|minimum|beyond)\b", re.I)
+_LOWER = re.compile(
+    r">|≥|\b((?<!no )(?<!not )(more|greater|larger|higher) than|over|above|at least|exceeds?"
+    r"|(no|not) (less|fewer|lower|smaller) than|minimum|beyond)\b",
+    re.I,
+)
 
 
 def judge(claim: Claim) -> Verdict:

@@ -132,7 +132,7 @@ def _rent_or_buy(p: Priced) -> list[dict[str, Value]]:
             {
                 "scenario": p.name,
                 "machine": part,
-                "devices_used": int(devices),
+                "devices_asked": int(devices),
                 "rent_usd_per_device_hour": rent,
                 "own_usd_per_device_hour": float(own.per_year[0]) / hours,
                 "busy_share": busy,

@@ -24,7 +24,7 @@ from moesaic.plan.sheet import Interval
 from moesaic.plan.space import Space
 from moesaic.plan.stack import stack as read_stack
 from moesaic.plan.train import Wanted, answer, ask
-from moesaic.plan.workload import GRADIENT_BYTES, workload
+from moesaic.plan.workload import GRADIENT_BYTES, micro_batches, workload
 
 RATE = Interval(2.34 / 1000 / 24 / 8, LLAMA3_RATE, 6.50 / 1000 / 24 / 8)
 """Failures per device-hour: Meta's RSC-2 and RSC-1 (2.34 and 6.50 per thousand node-days, arXiv:2410.21680) around
@@ -101,8 +101,9 @@ class Run:
         if self.found is None:
             return "MFU given"
         row = self.found.layout.row(0)
+        context = f" x cp {row['cp']}" if int(row["cp"]) > 1 else ""
         words = [
-            f"tp {row['tp']} x pp {row['pp']} x dp {row['dp']}",
+            f"tp {row['tp']} x pp {row['pp']}{context} x dp {row['dp']}",
             f"ep {row['ep']}",
             f"{row['recompute']} recompute",
         ]
@@ -145,7 +146,7 @@ def _searched(
 ) -> Estimate:
     """What `plan search` puts first; gradients in fp32, in bf16 where only those fit. Raises PlanError."""
     fixed = dict(given)
-    limits: dict[str, Any] = {}
+    limits: dict[str, Any] = {"micro_batches": micro_batches(job.seq_len)}
     if "micro_batch" in fixed:
         limits["micro_batches"] = (int(fixed["micro_batch"]),)
     if "zero" in fixed:

@@ -99,9 +99,10 @@ def serve_plan(
     )
     sheet = serve_sheet(question, profile())
     if tp is None or pp is None:
+        free = " and ".join(f"--{name}" for name, given in (("tp", tp), ("pp", pp)) if given is None)
         sheet.note(
-            f"tp {model.tp} x pp {model.pp} is the smallest replica, by doubling, that holds {length:,} tokens for "
-            "each stage; --tp and --pp lay it out otherwise"
+            f"tp {model.tp} x pp {model.pp} is the smallest replica, by doubling what is not given, that holds "
+            f"{length:,} tokens for each stage; {free} changes it"
         )
     return _with_price(sheet, paid, on)
 
