@@ -87,7 +87,7 @@ def test_curves_and_points_lie_in_their_frame(
     data: dict[str, list[tuple[float, float]]], alone: bool, marks: list[tuple[float, str]]
 ) -> None:
     series = [Series(name, points, i, alone=alone) for i, (name, points) in enumerate(data.items())]
-    inside(line_chart(series, "x", "y", log=True, marks=[Mark(*m) for m in marks]))
+    assert_inside(line_chart(series, "x", "y", log=True, marks=[Mark(*m) for m in marks]))
 
 
 @given(
@@ -95,7 +95,7 @@ def test_curves_and_points_lie_in_their_frame(
     st.lists(st.text(max_size=40), min_size=1, max_size=60),
 )
 def test_bars_lie_in_their_frame(data: dict[str, dict[int, float]], categories: list[str]) -> None:
-    inside(bar_chart(data, categories, "part", "GB", marks=[Mark(80.0, "capacity")]))
+    assert_inside(bar_chart(data, categories, "part", "GB", marks=[Mark(80.0, "capacity")]))
 
 
 @given(
@@ -104,7 +104,7 @@ def test_bars_lie_in_their_frame(data: dict[str, dict[int, float]], categories: 
     coordinate,
 )
 def test_tornados_lie_in_their_frame(low: dict[int, float], high: dict[int, float], centre: float) -> None:
-    inside(tornado_chart(low, high, [f"input {i}" for i in range(10)], "input", "$", Mark(centre, "now")))
+    assert_inside(tornado_chart(low, high, [f"input {i}" for i in range(10)], "input", "$", Mark(centre, "now")))
 
 
 @given(
@@ -119,7 +119,7 @@ def test_tornados_lie_in_their_frame(low: dict[int, float], high: dict[int, floa
     )
 )
 def test_timelines_lie_in_their_frame(spans: list[Span]) -> None:
-    inside(timeline_chart(spans, "time, s", "stage"))
+    assert_inside(timeline_chart(spans, "time, s", "stage"))
 
 
 def test_stacked_bars_are_as_long_as_their_values() -> None:
@@ -200,7 +200,7 @@ def test_text_of_any_kind_stays_text() -> None:
         timeline_chart([(0, 0, 1, evil)], evil, evil, lanes=[evil]),
     ]  # fmt: skip
     for picture in pictures:
-        inside(picture)
+        assert_inside(picture)
         assert "<script>" not in str(picture)
         assert "<script>" not in picture.to_svg(evil)
 
@@ -210,7 +210,7 @@ def bars_of(chart: str) -> list[tuple[float, float]]:
     return [(float(x), float(width)) for x, width in BAR.findall(chart)]
 
 
-def inside(picture: Picture) -> None:
+def assert_inside(picture: Picture) -> None:
     """Well-formed on a page and as a file, and every coordinate within the frame."""
     if picture is EMPTY:
         return
