@@ -1,6 +1,6 @@
 """The planner from Python: a few functions that take what the command line takes and give sheets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from math import inf, isfinite
 from pathlib import Path
@@ -71,14 +71,8 @@ def train_plan(
     if found.fits:
         add_days_against_devices(sheet, _scaled(asked, found, paid))
     if {CHOSEN, OF_RECIPE} & set(asked.origin.values()):
-        given: list[tuple[str, Any]] = [("--hardware", on.name), ("--gpus", gpus), ("--seq-len", seq_len)]
-        given += [("--tokens", tokens), ("--batch", batch), ("--stacks", stacks), *(("--set", v) for v in values)]
-        given += [("--stack", None if stack == "megatron-core" else stack)]
-        given += [("--precision", None if wanted.precision == "bf16" else wanted.precision)]
-        given += [("--imbalance", None if wanted.imbalance == 1 else wanted.imbalance)]
-        given += [("--gradients", "bf16" if found.job.gradient_bytes == 2 else None)]
-        options = [f"{name} {value}" for name, value in given if value is not None]
-        _compare_all(sheet, asked, taken, " ".join(["moesaic plan search", source, *options]))
+        said = {"--gpus": gpus, "--seq-len": seq_len, "--tokens": tokens, "--batch": batch, "--stacks": stacks}
+        _compare_all(sheet, asked, taken, _search_command(source, taken, said, values))
     if optimality:
         add_optimality(sheet, shape, asked.tokens, sources=sources_of(recipe) if recipe else None)
     return sheet
@@ -151,6 +145,18 @@ def fit_plan(
     if out is not None:
         write_stacks(out, found)
     return fit_sheet(found, out)
+
+
+def _search_command(source: str, taken: Choice, said: Mapping[str, Any], values: Sequence[str]) -> str:
+    """The command that searches for the same run: what was said, and what is not as `plan search` has it by itself."""
+    found = taken.estimate
+    given = {"--hardware": found.device.name} | dict(said)
+    given["--stack"] = None if found.stack.name == "megatron-core" else found.stack.name
+    given["--precision"] = None if found.job.precision == "bf16" else found.job.precision
+    given["--imbalance"] = None if found.job.imbalance == 1 else found.job.imbalance
+    given["--gradients"] = "bf16" if found.job.gradient_bytes == 2 else None
+    options = [f"{name} {value}" for name, value in given.items() if value is not None]
+    return " ".join(["moesaic plan search", source, *options, *(f"--set {value}" for value in values)])
 
 
 def _compare_all(sheet: Sheet, asked: Asked, taken: Choice, command: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from moesaic.plan.layouts import Array
 from moesaic.plan.measured import Answer, measured
+from moesaic.plan.misses import misses
 from moesaic.plan.published import rows
 from moesaic.plan.ranking import Ranking, rankings
 from moesaic.plan.scored import Scored
@@ -88,6 +89,7 @@ def validation_sheet(found: Validation, all_rows: bool = False) -> Sheet:
     sheet.table("partitions", "Error by partition, over scored rows", [_part_row(p) for p in found.parts])
     _totals(sheet, found)
     sheet.table("rankings", "Layouts of one model, ordered", [_ranking_row(r) for r in found.rankings])
+    sheet.table("misses", "Training by kind of run, the worst first", misses(found.answers))
     _listed(sheet, found.scored)
     if all_rows:
         told = ((a.scored.id, a.trial.row) for a in found.answers)

@@ -201,3 +201,13 @@ def test_the_verb_on_a_file_of_its_own(tmp_path: Path) -> None:
     assert "nar21-t1-1.7b" in shown.output
     wrong = CliRunner().invoke(app, ["plan", "validate", str(tmp_path / "none.csv")])
     assert wrong.exit_code != 0
+
+
+def test_kinds_of_run_hold_every_scored_check_row_once_the_worst_first(shipped: Validation) -> None:
+    kinds = next(t.rows for t in validation_sheet(shipped).tables if t.key == "misses")
+    training = [s for s in shipped.scored if s.scored and s.split == "check" and s.partition.endswith("training")]
+    assert sum(int(str(k["rows"])) for k in kinds) == len(training)
+    means = [float(str(k["mean_error_share"])) for k in kinds]
+    assert means == sorted(means, reverse=True)
+    total = sum(int(str(k["rows"])) * m for k, m in zip(kinds, means, strict=True))
+    assert total == pytest.approx(sum(abs(error(s)) / 100 for s in training))
