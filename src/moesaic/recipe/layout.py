@@ -11,7 +11,7 @@ from moesaic.recipe.stage import Stage
 
 
 class Layout(Part):
-    """Dense weights on pp x dp x cp x tp ranks, experts on pp x edp x ep over the same ranks."""
+    """Dense weights on pp x dp x cp x tp ranks, experts on pp x edp x ep x etp over the same ranks."""
 
     pp: PositiveInt = 1
     """Pipeline stages. | ranks | weights do not fit one tensor-parallel group."""
@@ -23,12 +23,20 @@ class Layout(Part):
     """Tensor-parallel ranks, within one node. | ranks | a layer does not fit one device."""
     ep: PositiveInt = 1
     """Expert-parallel ranks, folded over dp x cp x tp. | ranks | experts do not fit beside each other."""
+    etp: PositiveInt = 1
+    """Tensor-parallel ranks within one expert: 1 (whole experts) or tp. | ranks | one expert does not fit a device."""
     zero: Literal[0, 1, 3] = 1
     """What data parallelism shards: nothing, optimizer state, or parameters per block too. | ZeRO stage | memory (raise) or traffic (lower)."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass. | none | activations do not fit."""
     schedule: Literal["1f1b", "interleaved", "zero_bubble"] = "1f1b"
     """Order of micro-batches in the pipeline. | none | the bubble is too large."""
+    chunks: PositiveInt = 2
+    """Pieces of the model on each rank of an interleaved pipeline; 1f1b has one, zero_bubble two. | pieces | the bubble is too large (raise)."""
+    reduce: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic in which gradients are summed over replicas. | none | traffic (bf16)."""
+    compile: bool = False
+    """Compile each layer with torch.compile. | none | a GPU; the first step takes minutes."""
 
     @property
     def world(self) -> int:
@@ -37,14 +45,25 @@ class Layout(Part):
 
     @property
     def edp(self) -> int:
-        """Replicas of each expert shard: ep x edp = dp x cp x tp."""
-        return self.dp * self.cp * self.tp // self.ep
+        """Replicas of each expert shard: ep x etp x edp = dp x cp x tp."""
+        return self.dp * self.cp * self.tp // (self.ep * self.etp)
+
+    @property
+    def chunks_per_rank(self) -> int:
+        """Pieces of the model that one rank holds."""
+        if self.pp == 1:
+            return 1
+        return {"1f1b": 1, "interleaved": self.chunks, "zero_bubble": 2}[self.schedule]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.dp * self.cp * self.tp) % self.ep:
+        if self.etp not in (1, self.tp):
+            raise ValueError(f"etp = {self.etp}: experts are whole or split like dense blocks; use 1 or tp = {self.tp}")
+        ranks, each = self.dp * self.cp * self.tp, self.ep * self.etp
+        if ranks % each:
+            what = f"ep = {self.ep}" if self.etp == 1 else f"ep x etp = {self.ep} x {self.etp}"
             raise ValueError(
-                f"ep = {self.ep} does not divide dp x cp x tp = {self.dp * self.cp * self.tp}; "
+                f"{what} does not divide dp x cp x tp = {ranks}; "
                 "experts are folded over those ranks: change ep to a divisor"
             )
         return self
@@ -67,12 +86,26 @@ class Layout(Part):
                 f"n_kv_heads = {model.n_kv_heads} neither divides tp = {self.tp} (replicated heads) nor is divided "
                 "by it (split heads); change tp"
             )
-        if self.pp > model.n_layers:
-            out.append(f"pp = {self.pp} stages for n_layers = {model.n_layers}; lower pp")
+        if self.pp * self.chunks_per_rank > model.n_layers:
+            chunks = "" if self.chunks_per_rank == 1 else f" of {self.chunks_per_rank} pieces"
+            out.append(f"pp = {self.pp} stages{chunks} for n_layers = {model.n_layers}; lower pp or chunks")
+        if self.tp > 1 and model.qk_norm == "all":
+            out.append(f"qk_norm = 'all' spans all heads, tp = {self.tp} splits them; use tp = 1")
         for stage in stages:
-            divides(self.cp, "cp", stage.seq_len, f"stages.{stage.name}.seq_len")
+            # Each context rank takes one piece from the front and one from the back of a sequence (see parallel/).
+            pieces = self.tp * (2 * self.cp if self.cp > 1 else 1)
+            if stage.seq_len % pieces:
+                what = f"tp = {pieces}" if self.cp == 1 else f"cp = {self.cp} (2 cp x tp = {pieces})"
+                out.append(f"{what} does not divide stages.{stage.name}.seq_len = {stage.seq_len}; change it")
+            if stage.teacher is not None and self.pp * self.tp * self.cp > 1:
+                out.append(f"stages.{stage.name}.teacher: distillation needs pp = tp = cp = 1; use dp and ep")
+            if stage.trainable != ("*",) and self.zero and self.world > 1:
+                out.append(f"stages.{stage.name}.trainable freezes weights: use zero = 0 on several processes")
             for step in stage.batch:
-                divides(self.dp, "dp", step.tokens // stage.seq_len, f"sequences of a {stage.name} batch")
+                dp = step.dp or self.dp
+                divides(dp, "dp", step.tokens // stage.seq_len, f"sequences of a {stage.name} batch")
+                if step.dp and (step.dp * self.cp * self.tp) % (self.ep * self.etp):
+                    out.append(f"dp = {step.dp} of a {stage.name} batch: ep = {self.ep} does not divide dp x cp x tp")
         return out
 
 

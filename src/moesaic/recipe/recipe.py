@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from moesaic.errors import RecipeError
 from moesaic.recipe.base import Part
@@ -26,6 +26,10 @@ class Checkpoints(Part):
     """Newest good checkpoints kept; the last of each stage is kept besides. | checkpoints | disk."""
     retries: NonNegativeInt = 2
     """Further tries when a save fails; after them training goes on with a warning. | tries | flaky storage."""
+    background: bool = True
+    """Write while training goes on; false waits for the disk. | none | host memory has no room for a copy."""
+    mtbf_hours: PositiveFloat | None = None
+    """Mean time between failures of the whole machine. With it, saves come at the Young/Daly interval from the measured time of a save, at most `every_steps` apart. | hours | you know it, or `moesaic plan failures` forecasts it."""
 
 
 class Recipe(Part):
@@ -89,7 +93,10 @@ class Recipe(Part):
 
     def system_hash(self) -> str:
         """Hash of what decides the weights: model, data, stages, seed. Must match on resume."""
-        return _digest(self.model_dump(mode="json", include={"model", "data", "stages", "seed"}))
+        tree = self.model_dump(mode="json", include={"model", "data", "stages", "seed"})
+        for step in (step for stage in tree["stages"] for step in stage["batch"]):
+            del step["dp"]  # where a batch is computed, not what
+        return _digest(tree)
 
     def full_hash(self) -> str:
         """Hash of everything but name and description; recorded, must match between ranks."""

@@ -14,6 +14,8 @@ class BatchStep(Part):
     """Tokens of this stage after which this batch size begins. | tokens | gradients get less noisy later or earlier."""
     tokens: PositiveInt
     """Size of the global batch: sequences x seq_len. | tokens | the ramp should be flatter or steeper."""
+    dp: PositiveInt | None = None
+    """Data-parallel replicas while this batch lasts; none is `layout.dp`. Between two values the run goes through a checkpoint. | ranks | small batches would leave pipelines idle."""
 
 
 class Optimizer(Part):
