@@ -26,3 +26,7 @@ class ModelError(MoesaicError):
 
 class PlanError(MoesaicError):
     """A plan that cannot be: an impossible layout, an unknown device, a number without sense."""
+
+
+class LayoutError(MoesaicError):
+    """Processes that cannot train together: a wrong number, another recipe, a partner that is gone."""

@@ -24,6 +24,7 @@ class Visibility:
 
     starts_BS: Tensor  # first key that each query sees; the last is the query's own
     first_key: tuple[int, ...]  # earliest key that any query of chunk i may see
+    begin: int = 0  # position of the first query; keys begin at 0
 
     @classmethod
     def of(cls, tokens_BS: Tensor, documents_BS: Tensor | None, window: int | None = None) -> "Visibility":
@@ -51,11 +52,17 @@ class Visibility:
         begins_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
         return torch.where(begins_BS, position_S, 0).cummax(dim=1).values
 
+    def piece(self, begin: int, end: int) -> "Visibility":
+        """The same for the queries at positions `begin` to `end` alone, over the keys 0 to `end`."""
+        first = self.starts_BS[:, begin:end:CHUNK].amin(dim=0) // CHUNK * CHUNK
+        return Visibility(self.starts_BS[:, :end], tuple(first.tolist()), begin)
+
     @cached_property
     def allowed(self) -> Tensor:
         """`[batch, queries, keys]`: True where the query may see the key."""
         key_S = torch.arange(self.starts_BS.shape[1], device=self.starts_BS.device)
-        return (key_S >= self.starts_BS.unsqueeze(-1)) & (key_S <= key_S.unsqueeze(-1))
+        query_Q1 = key_S[self.begin :].unsqueeze(-1)
+        return (key_S >= self.starts_BS[:, self.begin :].unsqueeze(-1)) & (key_S <= query_Q1)
 
 
 def attend(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, sight: Visibility, kernels: RowKernels) -> Tensor:
@@ -108,28 +115,27 @@ class _ChunkedAttention(torch.autograd.Function):
         q_NRC = _to_rows(q_BSHC * width**-0.5, kv_heads)
         k_NSC, v_NSC = _to_rows(k_BSKC, kv_heads), _to_rows(v_BSKC, kv_heads)
         out_NRC = torch.empty_like(q_NRC)
-        kept = []
-        for i, lo in enumerate(range(0, seq, CHUNK)):
-            hi, first = min(seq, lo + CHUNK), sight.first_key[i]
-            scores = torch.bmm(q_NRC[:, lo * group : hi * group], k_NSC[:, first:hi].transpose(1, 2))
+        kept, chunks = [], _chunks(sight.begin, seq, sight.first_key)
+        for lo, hi, first in chunks:
+            rows = slice((lo - sight.begin) * group, (hi - sight.begin) * group)
+            scores = torch.bmm(q_NRC[:, rows], k_NSC[:, first:hi].transpose(1, 2))
             p = kernels.visible_softmax(scores, sight.starts_BS, lo, hi, first)
-            out_NRC[:, lo * group : hi * group] = torch.bmm(p, v_NSC[:, first:hi])
+            out_NRC[:, rows] = torch.bmm(p, v_NSC[:, first:hi])
             kept.append(p)
         ctx.save_for_backward(q_NRC, k_NSC, v_NSC, out_NRC, *kept)
-        ctx.kv_heads, ctx.group, ctx.first_key, ctx.kernels = kv_heads, group, sight.first_key, kernels
+        ctx.kv_heads, ctx.group, ctx.begin, ctx.chunks, ctx.kernels = kv_heads, group, sight.begin, chunks, kernels
         return _from_rows(out_NRC, kv_heads, group)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         q_NRC, k_NSC, v_NSC, out_NRC, *kept = ctx.saved_tensors
-        group, seq, width = ctx.group, k_NSC.shape[1], k_NSC.shape[2]
+        group, width = ctx.group, k_NSC.shape[2]
         dout_NRC = _to_rows(grad_outputs[0], ctx.kv_heads)
         delta_NR = (dout_NRC * out_NRC).sum(dim=-1, dtype=torch.float32)
         dq_NRC = torch.empty_like(q_NRC)
         dk_NSC, dv_NSC = (torch.zeros_like(k_NSC, dtype=torch.float32) for _ in range(2))
-        for p, first, lo in zip(kept, ctx.first_key, range(0, seq, CHUNK), strict=True):
-            hi = min(seq, lo + CHUNK)
-            rows = slice(lo * group, hi * group)
+        for p, (lo, hi, first) in zip(kept, ctx.chunks, strict=True):
+            rows = slice((lo - ctx.begin) * group, (hi - ctx.begin) * group)
             dout = dout_NRC[:, rows]
             dp = torch.bmm(dout, v_NSC[:, first:hi].transpose(1, 2))
             dscores = ctx.kernels.softmax_backward(dp, p, delta_NR[:, rows])
@@ -139,6 +145,12 @@ class _ChunkedAttention(torch.autograd.Function):
         dq = _from_rows(dq_NRC.mul_(width**-0.5), ctx.kv_heads, group)
         dk, dv = (_from_rows(g.to(k_NSC.dtype), ctx.kv_heads, 1) for g in (dk_NSC, dv_NSC))
         return dq, dk, dv, None, None
+
+
+def _chunks(begin: int, queries: int, first_key: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """Positions lo to hi of each chunk of queries, and the first key that it looks at."""
+    end = begin + queries
+    return [(lo, min(end, lo + CHUNK), first) for lo, first in zip(range(begin, end, CHUNK), first_key, strict=True)]
 
 
 def _to_rows(x_BSHC: Tensor, kv_heads: int) -> Tensor:

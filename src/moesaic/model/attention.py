@@ -51,6 +51,7 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (RMSNorm(n, config.norm_eps) for n in widths)
         self.clip, self.window = config.clip_qkv, config.window
         self.kernels = RowKernels()
+        self.attend = attend  # what turns queries, keys and values into outputs while training
 
     def forward(
         self,
@@ -75,7 +76,7 @@ class Attention(nn.Module):
             q, k, v = (x.clamp(-self.clip, self.clip) for x in (q, k, v))
         q, k = (_Rotate.apply(x, *rotary, self.kernels) for x in (q, k))  # type: ignore[no-untyped-call]
         if sight is not None:
-            out_BSHC = attend(q, k, v, sight, self.kernels)
+            out_BSHC = self.attend(q, k, v, sight, self.kernels)
         else:
             assert cache is not None
             out_BSHC = attend_cached(q, *cache.append(start, k.transpose(1, 2), v.transpose(1, 2)), self.window)

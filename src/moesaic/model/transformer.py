@@ -56,15 +56,7 @@ class Transformer(nn.Module):
 
     def extend(self, context: int, rope_theta: float | None = None) -> None:
         """Raise the longest sequence and, if given, the rotary base; weights stay. Raises ModelError."""
-        theta = rope_theta or self.config.rope_theta
-        scaling = self.config.rope_scaling
-        if scaling is not None and scaling.kind == "dynamic" and context > self.config.context:
-            raise ModelError(
-                f"a context of {context} tokens: dynamic rotary scaling depends on the length of a prompt, no training "
-                f"beyond {self.config.context}; use a shorter seq_len"
-            )
-        context = max(context, self.config.context)
-        self.config = self.config.model_copy(update={"context": context, "rope_theta": theta})
+        self.config = extended(self.config, context, rope_theta)
 
     def hidden(
         self,
@@ -113,28 +105,39 @@ class Transformer(nn.Module):
         return F.linear(hidden_BSD, self.head_weight.to(self.compute_dtype))
 
 
-@torch.no_grad()
-def initialise(model: Transformer, seed: int, first_layer: int = 0) -> None:
-    """Fill all weights from `seed`. Each tensor has its own generator, keyed by the *global* layer index and name,
+def extended(config: Model, context: int, rope_theta: float | None = None) -> Model:
+    """`config` for sequences of at least `context` and, if given, another rotary base. Raises ModelError."""
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic" and context > config.context:
+        raise ModelError(
+            f"a context of {context} tokens: dynamic rotary scaling depends on the length of a prompt, no training "
+            f"beyond {config.context}; use a shorter seq_len"
+        )
+    update = {"context": max(context, config.context), "rope_theta": rope_theta or config.rope_theta}
+    return config.model_copy(update=update)
 
-    so that a pipeline stage holding layers `first_layer..` gets the very weights of the whole model.
-    """
-    config = model.config
-    residual_std = config.init_std / math.sqrt(2 * config.n_layers)
+
+@torch.no_grad()
+def initialise(model: Transformer, seed: int) -> None:
+    """Fill all weights from `seed`."""
     for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            parameter.fill_(1.0)
-            continue
-        parts = name.split(".")
-        if parts[-1].startswith("b"):
-            parameter.zero_()
-            continue
-        if parts[0] == "layers":
-            parts[1] = str(int(parts[1]) + first_layer)
-        std = residual_std if parts[-1] in ("wo", "w_out") else config.init_std
-        generator = torch.Generator("cpu").manual_seed(_key(seed, ".".join(parts)))
-        values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-        parameter.copy_(values.normal_(0.0, std, generator=generator))
+        parameter.copy_(initial_value(model.config, name, parameter.shape, seed))
+
+
+def initial_value(config: Model, name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """First value of the weight `name`, fp32 on the CPU.
+
+    Each tensor has its own generator, keyed by its name in the whole model, so that a process which holds a part of
+    the model draws the very weights of the whole.
+    """
+    last = name.split(".")[-1]
+    if name.endswith("norm.weight"):
+        return torch.ones(*shape, device="cpu")
+    if last.startswith("b"):
+        return torch.zeros(*shape, device="cpu")
+    std = config.init_std / math.sqrt(2 * config.n_layers) if last in ("wo", "w_out") else config.init_std
+    generator = torch.Generator("cpu").manual_seed(_key(seed, name))
+    return torch.empty(*shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
 
 
 def _key(seed: int, name: str) -> int:

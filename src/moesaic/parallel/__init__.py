@@ -1,0 +1,1 @@
+"""Where it computes: a layout applied to the model from outside, over torch.distributed."""

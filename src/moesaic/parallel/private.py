@@ -1,0 +1,49 @@
+"""What torch keeps private and we need: every such name stands here and has a test, so that a new torch breaks one file."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed._functional_collectives import (
+    AsyncCollectiveTensor,
+    all_gather_single_autograd,
+    all_to_all_single_autograd,
+    reduce_scatter_single_autograd,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+
+def unflatten(world: DeviceMesh, sizes: Sequence[int], names: Sequence[str]) -> DeviceMesh:
+    """Another view of a one-dimensional mesh, the last dimension fastest."""
+    return world._unflatten(0, tuple(sizes), tuple(names))
+
+
+def box_of(weight: DTensor) -> tuple[slice, ...]:
+    """Which box of the whole tensor this rank holds."""
+    shape, offset = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)
+    return tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+
+
+
+
+def arrived(x: Tensor) -> Tensor:
+    """Wait for a collective here: our own autograd functions and kernels take plain tensors."""
+    return x.wait() if isinstance(x, AsyncCollectiveTensor) else x
+
+
+def local(weight: Tensor) -> Tensor:
+    """The piece on this rank; what is not distributed is its own piece."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+__all__ = [
+    "all_gather_single_autograd",
+    "all_to_all_single_autograd",
+    "arrived",
+    "box_of",
+    "local",
+    "reduce_scatter_single_autograd",
+    "unflatten",
+]

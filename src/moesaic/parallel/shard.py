@@ -1,0 +1,51 @@
+"""ZeRO over replicas through FSDP2: optimizer state and gradients (zero = 1) or weights of each layer too (zero = 3).
+
+Dense weights are dealt out over data and context ranks, experts over the replicas of their shard.
+"""
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from moesaic.parallel.meshes import Meshes
+from moesaic.parallel.part import Part
+from moesaic.recipe import Layout
+
+
+def shards_weights(layout: Layout) -> bool:
+    """Whether replicas divide anything among them."""
+    return layout.zero > 0 and (layout.dp * layout.cp > 1 or layout.edp > 1)
+
+
+def apply_sharding(part: Part, meshes: Meshes) -> None:
+    """Wrap experts, layers and the rest, from the inside out. Does nothing for zero = 0."""
+    layout = meshes.layout
+    if not shards_weights(layout) or meshes.dense is None or meshes.experts is None:
+        return
+    reduce = torch.bfloat16 if layout.reduce == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
+    dense, experts = meshes.dense["fsdp"], meshes.experts["edp"]
+    wrapped: list[nn.Module] = []
+    for block in part.blocks:
+        if block.router is not None:
+            fully_shard(block.experts, mesh=experts, mp_policy=policy, reshard_after_forward=layout.zero == 3)
+            wrapped.append(block.experts)
+        fully_shard(block, mesh=dense, mp_policy=policy, reshard_after_forward=layout.zero == 3)
+        wrapped.append(block)
+    fully_shard(part, mesh=dense, mp_policy=policy, reshard_after_forward=False)
+    for module in (*wrapped, part):
+        assert isinstance(module, FSDPModule)
+        # Our objective is a sum over ranks, so gradients are summed and not averaged.
+        module.set_force_sum_reduction_for_comms(True)
+        module.set_gradient_divide_factor(1.0)
+
+
+def sync_gradients(part: Part, layout: Layout, last: bool) -> None:
+    """Before a micro-batch: whether its backward pass ends with a reduction over replicas.
+
+    zero = 1 keeps weights whole until the last one, and reduces once a step; zero = 3 reduces each time.
+    """
+    if isinstance(part, FSDPModule):
+        part.set_is_last_backward(last)
+        part.set_requires_gradient_sync(last or layout.zero == 3)
+        part.set_reshard_after_backward(last or layout.zero == 3)

@@ -1,0 +1,80 @@
+"""Who this process is among all that train together. Started by torchrun, or alone."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Self
+
+import torch
+import torch.distributed as dist
+
+from moesaic.errors import LayoutError
+
+LIMIT_S = 600.0  # a collective that takes longer has lost a partner
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all. Without torchrun's variables: alone, and no process group exists."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process keeps the books: writes the run folder, speaks to the user."""
+        return self.rank == 0
+
+    @classmethod
+    def join(cls, limit_s: float = LIMIT_S) -> Self:
+        """Join the processes that torchrun started: gloo between CPUs, NCCL between GPUs.
+
+        `limit_s`: seconds after which a collective without an answer ends the process. Raises LayoutError.
+        """
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+        if size == 1:
+            return cls(device=device)
+        if not dist.is_initialized():
+            try:
+                backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+                dist.init_process_group(backend, timeout=timedelta(seconds=limit_s))
+            except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
+                first = str(error).partition("\n")[0]
+                raise LayoutError(
+                    f"rank {os.environ.get('RANK')} of {size} did not meet the others at "
+                    f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {first}; "
+                    "is the port in use, or did a rank end before?"
+                ) from error
+        return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    def leave(self) -> None:
+        """End the process group."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            dist.barrier()
+
+    def agree(self, what: str, value: str) -> None:
+        """Raises LayoutError on every rank when they differ in `value`."""
+        if self.size == 1:
+            return
+        values: list[str] = [""] * self.size
+        dist.all_gather_object(values, value)
+        if odd := [r for r, v in enumerate(values) if v != values[0]]:
+            raise LayoutError(
+                f"ranks disagree on {what}: rank 0 has {values[0]}, rank {odd[0]} has {values[odd[0]]}; "
+                "start all of them with the same files and options"
+            )
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
