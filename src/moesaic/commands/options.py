@@ -1,5 +1,6 @@
 """Arguments and options that several verbs share, and the recipe they make."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,10 @@ DataOption = Annotated[
     str | None,
     typer.Option("--data", metavar="X", help="Your data: .jsonl of chats, text file, folder, hf:owner/name."),
 ]
+LayoutOption = Annotated[
+    str | None,
+    typer.Option("--layout", metavar="X", help="tp=2,pp=2,... or a file with a [layout] table (plan search --out)."),
+]
 StageOption = Annotated[str | None, typer.Option("--stage", metavar="NAME", help="Only this stage.")]
 KernelsOption = Annotated[
     Literal["auto", "native", "torch"],
@@ -30,13 +35,16 @@ def recipe_from(
     data: str | None = None,
     stage: str | None = None,
     init: Path | None = None,
+    layout: str | None = None,
 ) -> "Recipe":
     """The recipe as the command line changes it: single values last, so that they may speak of the new data.
+
+    A micro-batch that comes with the layout is told on stderr, as it changes a stage.
 
     Raises RecipeError.
     """
     from moesaic.recipe import read_recipe
-    from moesaic.recipe.overrides import with_data, with_init, with_values
+    from moesaic.recipe.overrides import with_data, with_init, with_layout, with_values
 
     recipe = read_recipe(source)
     if data is not None:
@@ -45,4 +53,10 @@ def recipe_from(
         from moesaic.interop import read_shape
 
         recipe = with_init(recipe, init, stage, read_shape(init))
-    return with_values(recipe, values or (), Path.cwd())
+    if layout is None:
+        return with_values(recipe, values or (), Path.cwd())
+    changed = with_layout(recipe, layout, values or (), Path.cwd())
+    for old, new in zip(recipe.stages, changed.stages, strict=True):
+        if old.micro_batch != new.micro_batch and not any("micro_batch" in value for value in values or ()):
+            print(f"note: stages.{new.name}.micro_batch = {new.micro_batch}, from --layout", file=sys.stderr)
+    return changed

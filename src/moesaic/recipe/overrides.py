@@ -1,4 +1,4 @@
-"""What the command line changes in a recipe: other data, other weights to start from, single values."""
+"""What the command line changes in a recipe: other data, weights to start from, layout, single values."""
 
 import json
 from collections.abc import Sequence
@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moesaic.errors import RecipeError
+from moesaic.recipe.layout import Hardware
+from moesaic.recipe.layout_text import read_layout
 from moesaic.recipe.model import Model
 from moesaic.recipe.recipe import Recipe, apply_override, check_recipe, resolve_paths
 
 CHAT_KEYS = {"messages", "conversations", "conversation", "instruction"}  # OpenAI, ShareGPT, Alpaca
+THIS_MACHINE = Hardware().name
 OF_THE_RECIPE = ("balance_weight", "z_weight", "balance_scope", "init_std")  # what only training reads of a model
 NOT_PATHS = ("hf:", "builtin:")
 Kind = Literal["text", "chat"]
@@ -24,6 +27,34 @@ def with_values(recipe: Recipe, overrides: Sequence[str], folder: Path) -> Recip
         apply_override(tree, override)
     resolve_paths(tree, folder)
     return check_recipe(tree, "--set")
+
+
+def with_layout(recipe: Recipe, text: str, overrides: Sequence[str] = (), folder: Path = Path()) -> Recipe:
+    """`recipe` in the layout that `text` says (as `parse_layout` reads it), then with `overrides` as `with_values`.
+
+    Both are checked together, so that a batch may be changed to suit the layout. A micro-batch beside the layout goes
+    to the stages of the `seq_len` beside it, or to all. On "this machine" processes are no devices, so that
+    `hardware.count` rises to what the layout needs; elsewhere too many are an error. Raises RecipeError.
+    """
+    asked = read_layout(text)
+    tree = recipe.model_dump(mode="json", exclude_none=True)
+    tree["layout"] = asked.layout.model_dump(mode="json")
+    if recipe.hardware.name == THIS_MACHINE:
+        tree["hardware"]["count"] = max(recipe.hardware.count, asked.layout.world)
+    if asked.micro_batch is not None:
+        suited = [s for s in tree["stages"] if asked.seq_len in (None, s["seq_len"])]
+        if not suited:
+            lengths = sorted({s.seq_len for s in recipe.stages})
+            raise RecipeError(
+                f"--layout {text}: micro_batch is for seq_len = {asked.seq_len}, the stages of {recipe.name!r} have "
+                f"{lengths}; change seq_len there or leave it out"
+            )
+        for stage in suited:
+            stage["micro_batch"] = asked.micro_batch
+    for override in overrides:
+        apply_override(tree, override)
+    resolve_paths(tree, folder)
+    return check_recipe(tree, f"--layout {text}")
 
 
 def with_data(recipe: Recipe, data: str, stage: str | None = None) -> Recipe:

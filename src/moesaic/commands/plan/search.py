@@ -1,5 +1,7 @@
 """`moesaic plan search`"""
 
+import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -50,6 +52,9 @@ def search(
     price: Annotated[float | None, typer.Option(help="Dollars per device-hour; default the registry's range.")] = None,
     prices: PricesOption = None,
     values: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the best layout, for train --layout FILE.")
+    ] = None,
     as_json: JsonOption = False,
     explain: ExplainOption = False,
     html: HtmlOption = None,
@@ -66,4 +71,15 @@ def search(
         max_tp=max_tp, max_cp=max_cp, idle=idle, gradients=gradients, precision=precision, imbalance=imbalance,
         why_no_fsdp=why_no_fsdp, stack=stack, stacks=stacks, price=price, prices=prices, values=values or (),
     )  # fmt: skip
+    notes: list[str] = []
+    if out is not None:
+        from moesaic.plan.layout_file import write_layout
+        from moesaic.plan.quantity import parse_context
+
+        length = parse_context(seq_len, "--seq-len") if seq_len else None
+        notes = write_layout(sheet, out, source, values or (), length, gradients)
     show(sheet, as_json, explain, html)
+    if out is not None:
+        print(f"\nlayout: {out}", file=sys.stderr if as_json else sys.stdout)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
