@@ -27,18 +27,25 @@ class Batch:
     positions: torch.Tensor
     """Position within the document piece, int64 [B, S]; starts at 0 in each."""
     source_tokens: dict[str, int] = field(default_factory=dict)
-    """Inputs that are not padding, by source. Tokens."""
+    """Inputs of the global batch that are not padding, by source. Tokens."""
+    of_sequences: int = 0
+    """Sequences of the global batch when these are one rank's share of it; 0: these are all."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
         tokens, labels, documents, positions = (
             t.to(device) for t in (self.tokens, self.labels, self.documents, self.positions)
         )
-        return Batch(tokens, labels, documents, positions, self.source_tokens)
+        return Batch(tokens, labels, documents, positions, self.source_tokens, self.of_sequences)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of the global batch."""
+        return self.of_sequences or self.tokens.shape[0]
 
     @property
     def input_tokens(self) -> int:
-        """Inputs that are not padding. Tokens."""
+        """Inputs of the global batch that are not padding. Tokens."""
         return sum(self.source_tokens.values())
 
 

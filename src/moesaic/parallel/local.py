@@ -1,7 +1,7 @@
 """Modules that compute with this rank's pieces of their weights, unchanged in all else.
 
-A distributed weight stays in the module under its name (optimizer and checkpoint see it whole), and reading it as an
-attribute gives the local piece. Its gradient comes back as the same kind of piece.
+A distributed weight stays in the module under its name (optimizer, FSDP and checkpoint see it whole); within the
+module's forward, reading it as an attribute gives the local piece. Its gradient comes back as the same kind of piece.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,13 +16,19 @@ View = Callable[[Tensor], Tensor]
 
 
 class LocalWeights(nn.Module):
-    """Mixed into a module's class: attributes that are weights give their local piece, seen through a view."""
+    """Mixed into a module's class: in forward, attributes that are weights give their local piece through a view."""
 
-    views: Mapping[str, View]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward."""
+        self.__dict__["computing"] = True
+        try:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.__dict__["computing"] = False
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
-        if not isinstance(value, nn.Parameter | Tensor):
+        if not self.__dict__["computing"] or not isinstance(value, Tensor):
             return value
         piece = local(value)
         view = self.__dict__["views"].get(name)
@@ -32,7 +38,7 @@ class LocalWeights(nn.Module):
 def use_local(module: nn.Module, views: Mapping[str, View] | None = None) -> None:
     """Let `module` compute with local pieces; `views` turn them into what its forward expects."""
     module.__class__ = _localised(type(module))
-    module.__dict__["views"] = dict(views or {})
+    module.__dict__ |= {"views": dict(views or {}), "computing": False}
 
 
 @cache

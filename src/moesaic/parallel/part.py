@@ -153,7 +153,7 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, term: Tensor) -> Tensor:
-        return x.view_as(x)
+        return x.clone()  # not a view: zero-bubble schedules detach it in place
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ class Pipeline:
             made = []
             for part, number in zip(self.parts, self.pieces, strict=True):
                 length = part.cut.local_length(seq)
-                stream = torch.empty(micro, length, part.config.d_model, device="meta")
+                stream = torch.empty(micro, length, part.config.d_model, device="meta", requires_grad=True)
                 tokens = torch.empty(micro, seq, dtype=torch.int64, device="meta")
                 made.append(
                     PipelineStage(
@@ -68,7 +68,7 @@ class Pipeline:
                         self.total,
                         self.meshes.world.device,
                         input_args=tokens if part.first else stream,
-                        output_args=torch.empty(1, device="meta") if part.last else stream,
+                        output_args=torch.empty(1, device="meta", requires_grad=True) if part.last else stream,
                         group=self.meshes.pp,
                     )
                 )
