@@ -91,6 +91,16 @@ class Layout(Part):
             out.append(f"pp = {self.pp} stages{chunks} for n_layers = {model.n_layers}; lower pp or chunks")
         if self.tp > 1 and model.qk_norm == "all":
             out.append(f"qk_norm = 'all' spans all heads, tp = {self.tp} splits them; use tp = 1")
+        if self.zero == 3 and self.pp > 1 and self.schedule == "zero_bubble":
+            out.append(
+                "zero = 3 gives weights away between the two halves of a zero-bubble backward pass; use zero = 1 or "
+                "another schedule"
+            )
+        if self.recompute == "full" and self.pp > 1 and self.schedule == "zero_bubble":
+            out.append(
+                "recompute = 'full' would compute each layer anew for both halves of a zero-bubble backward pass; use "
+                "recompute = 'selective' or another schedule"
+            )
         for stage in stages:
             # Each context rank takes one piece from the front and one from the back of a sequence (see parallel/).
             pieces = self.tp * (2 * self.cp if self.cp > 1 else 1)
