@@ -175,5 +175,3 @@ def _environment(**values: str) -> Iterator[None]:
                 del os.environ[key]
             else:
                 os.environ[key] = value
-
-

@@ -234,8 +234,8 @@ class CheckpointStore:
 
     def _copy_now(self, job: _Job) -> None:
         job.pending.copy()
-        job.copied.set()
         self._phase(job.step, "copied")
+        job.copied.set()
 
     def _run(self, job: _Job) -> None:
         try:

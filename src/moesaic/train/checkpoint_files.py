@@ -67,11 +67,12 @@ class CheckpointFiles:
             shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync_folder(self.folder)
-        write_durably(final / MARKER, hashlib.sha256(manifest).hexdigest().encode())
+        marker = hashlib.sha256(manifest).hexdigest().encode()
+        write_durably(final / MARKER, marker)
         sync_folder(final)
         shutil.rmtree(aside, ignore_errors=True)
         self._prune(step)
-        return len(manifest) + sum(int(f["bytes"]) for f in files.values())
+        return len(manifest) + len(marker) + sum(int(f["bytes"]) for f in files.values())
 
     def newest_first(self) -> list[Path]:
         """All checkpoint folders, good or bad; of a step saved twice the second save first."""
