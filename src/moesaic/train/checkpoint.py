@@ -1,15 +1,12 @@
 """Checkpoints that can be trusted: complete, verified, and found again after any kind of death.
 
-A checkpoint is born as `step_00000123.partial/`, gets a manifest of checksums, is renamed to
-`step_00000123/`, and only then receives the file `COMMITTED`. Whoever dies before that leaves something that
-the next start passes over.
+A save copies the state to host memory and hands it to a thread, which writes `step_00000123.partial/`, gives it a
+manifest of checksums, renames it to `step_00000123/`, and only then adds the file `COMMITTED`. Whoever dies before
+that leaves something that the next start passes over. Training goes on meanwhile: the thread talks to those of the
+other ranks over a process group of its own.
 
-    __0_0.distcp  one file per rank  tensors, written by torch.distributed.checkpoint
-    .metadata                        where each tensor lies in those files
-    values.json                      what the state holds besides tensors (learning rates, flags, names)
-    extra.json                       what the caller adds (step, tokens, ledger, loader, hashes)
-    manifest.json                    size and sha256 of all of the above
-    COMMITTED                        sha256 of the manifest
+The thread is no daemon: an interpreter that ends, even by an exception, first lets the save under way end. A run
+calls `wait` before it leaves its process group, or that save fails for want of it.
 
 torch writes `.metadata` as a pickle and there is no other way to read it. Its checksum is verified first,
 which protects from damage, not from malice: load only checkpoints that someone you trust has written. All
@@ -17,34 +14,42 @@ else is read without pickle.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
-import re
-import shutil
+import queue
+import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from moesaic.durable import sha256_of, sync_folder, write_durably
 from moesaic.errors import CheckpointError
-from moesaic.train.state_tree import fill_values, flatten_state
+from moesaic.train.checkpoint_files import (
+    EXTRA,
+    MARKER,
+    CheckpointFiles,
+    Fingerprints,
+    fingerprints_of_rank,
+    problem_of,
+)
+from moesaic.train.checkpoint_tensors import (
+    cause_of,
+    match_names,
+    read_tensors,
+    refuse_left_over,
+    silence_torch,
+    write_tensors,
+)
+from moesaic.train.host_copy import HostCopy, Pending
+from moesaic.train.ranks import RankLostError, Ranks
+from moesaic.train.state_tree import flatten_state
 
-T = TypeVar("T")
+__all__ = ["CheckpointStore", "SaveReport", "problem_of"]
 
-FORMAT = 2  # of what a checkpoint holds; raised when a run of an older one could not go on
-MANIFEST, MARKER, EXTRA, VALUES = "manifest.json", "COMMITTED", "extra.json", "values.json"
 _LOGGER = logging.getLogger(__name__)
-_NAME = re.compile(r"step_(\d{8,})(\.replaced)?")
 _WAITS_S = (1.0, 2.0, 5.0)  # before the first, second and every further try
 
 
@@ -52,10 +57,39 @@ class _SaveError(Exception):
     """A save that ended without a checkpoint; the message is the cause in one line."""
 
 
+@dataclass(frozen=True)
+class SaveReport:
+    """How one save went on this rank."""
+
+    step: int
+    blocked_seconds: float  # that training stood still for it, waiting for an earlier save included
+    seconds: float  # from the call to the commit, or to giving up
+    bytes: int  # of the whole checkpoint, of all ranks; 0 without one
+    committed: bool
+
+
+@dataclass
+class _Job:
+    """A save under way."""
+
+    step: int
+    extra: bytes
+    pin: bool
+    pending: Pending
+    began: float
+    background: bool
+    blocked: float = 0.0  # seconds
+    copied: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+    size: int = 0  # bytes, once committed
+    error: BaseException | None = None  # a bug, not a failure of the disk
+
+
 class CheckpointStore:
     """The folder `checkpoints/` of a run.
 
-    Under a process group every rank makes every call; rank 0 keeps the books.
+    Under a process group every rank makes the store and makes every call, in the same order and from one thread;
+    rank 0 keeps the books.
     """
 
     def __init__(
@@ -64,247 +98,201 @@ class CheckpointStore:
         keep: int,
         retries: int,
         warn: Callable[[str], None] = _LOGGER.warning,
+        on_phase: Callable[[int, str], None] | None = None,
     ) -> None:
-        """Keep the newest `keep` checkpoints besides pinned ones; try a failed save `retries` more times."""
-        self.folder, self.keep, self.retries, self.warn = folder, keep, retries, warn
+        """Keep the newest `keep` checkpoints besides pinned ones; try a failed save `retries` more times.
+
+        `warn` is called on rank 0, `on_phase(step, phase)` on every rank, both from any thread. Phases: "copied" (the
+        state is in host memory), "written" (all tensors are on disk, nothing is committed), "committed".
+        """
+        self.folder, self.retries, self.warn = folder, retries, warn
+        self._on_phase = on_phase
+        self._files = CheckpointFiles(folder, keep)
+        self._ranks = Ranks()
+        self._copy = HostCopy()
+        self._job: _Job | None = None
+        self._committed = True  # how the last save ended
+        self._reports: queue.SimpleQueue[SaveReport] = queue.SimpleQueue()
         self._verified: Path | None = None  # the last one hashed, so that it is hashed only once
+        silence_torch()
 
-    def save(self, step: int, state: dict[str, Any], extra: dict[str, Any], pin: bool = False) -> bool:
-        """Write `step_{step}`; True when it is committed, False (after warnings) when no try succeeded.
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        extra: dict[str, Any],
+        pin: bool = False,
+        background: bool = True,
+        overlap: bool = False,
+    ) -> bool:
+        """Save `step`. In the background: True once the state is copied; else: whether it was committed.
 
-        `state` is a tree of dicts, lists and tuples whose leaves are tensors, numbers, strings, booleans or
-        None. `extra` must survive JSON: string keys, no tuples that must stay tuples. A pinned checkpoint is
-        never pruned. Checkpoints of later steps are removed: they belong to a history that was left by
-        resuming before it.
+        `state` is a tree of dicts whose leaves are tensors or DTensors, on each rank those that it holds; one name
+        may be on several. `extra` must survive JSON: string keys, no tuples that must stay tuples; rank 0's counts. A
+        pinned checkpoint is never pruned. Checkpoints of later steps are removed: they belong to a history that was
+        left by resuming before it. With `overlap` the copy is made in the background too, and the caller calls
+        `wait_copied` before it changes any tensor of `state`. An earlier save is waited for. A save that fails warns.
         Raises TypeError for a leaf or an `extra` that cannot be stored.
         """
-        tensors, values = flatten_state(state)
-        documents = {VALUES: json.dumps(values).encode(), EXTRA: json.dumps(extra, indent=1).encode()}
-        for attempt in range(self.retries + 1):
-            try:
-                self._write(step, tensors, documents, pin)
-            except _SaveError as error:
-                more = attempt < self.retries
-                ending = f"try {attempt + 2} of {self.retries + 1} follows" if more else "training goes on without it"
-                self._warn_once(f"checkpoint at step {step} was not saved: {error}; {ending}; check {self.folder}")
-                if more:
-                    time.sleep(_WAITS_S[min(attempt, len(_WAITS_S) - 1)])
-            else:
-                return True
-        return False
+        began = time.perf_counter()
+        tensors = flatten_state(state)
+        document = json.dumps(extra, indent=1).encode()
+        self.wait()
+        self._verified = None
+        job = _Job(step, document, pin, self._copy.begin(tensors), began, background)
+        if not overlap:
+            self._copy_now(job)
+        job.blocked = time.perf_counter() - began
+        job.thread = threading.Thread(target=self._run, args=(job,), name=f"save of step {step}", daemon=False)
+        self._job = job
+        job.thread.start()
+        if background:
+            return True
+        return self.wait()
+
+    def wait_copied(self) -> None:
+        """Wait until the state of the last save may change again."""
+        if self._job is not None:
+            began = time.perf_counter()
+            self._job.copied.wait()
+            self._job.blocked += time.perf_counter() - began
+
+    def wait(self) -> bool:
+        """Wait for the save under way, if any. False when the last save ended without a checkpoint.
+
+        Raises what ended it if that was a bug rather than a disk.
+        """
+        job = self._job
+        if job is not None and job.thread is not None:
+            job.thread.join()
+            self._job = None
+            self._committed = job.size > 0
+            if job.error is not None:
+                raise job.error
+        return self._committed
+
+    def reports(self) -> list[SaveReport]:
+        """Saves that have ended since the last call, in order."""
+        found = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._reports.get_nowait())
+        return found
 
     def newest_good(self) -> Path | None:
         """The newest checkpoint that is complete and undamaged; warns about each one that it passes over.
 
         Removes what an interrupted save left behind (`*.partial`).
         """
+        self.wait()
 
-        def search() -> str | None:
-            self._remove_partials()
-            for path in self._checkpoints():
-                problem = problem_of(path)
-                if problem is None:
-                    return path.name
-                self.warn(f"passed over checkpoint {path.name}: {problem}")
-            return None
+        def names() -> list[str]:
+            self._files.remove_partials()
+            return [path.name for path in self._files.newest_first()]
 
-        name = _on_first_rank(search)
-        self._verified = None if name is None else self.folder / name
+        self._verified = None
+        for name in self._ranks.on_first(names):
+            problem = self._problem_of(self.folder / name)
+            if problem is None:
+                self._verified = self.folder / name
+                break
+            self._warn_once(f"passed over checkpoint {name}: {problem}")
         return self._verified
 
     def any_committed(self) -> bool:
         """Whether there is a checkpoint that was once complete, good or bad by now."""
-        return _on_first_rank(lambda: any((path / MARKER).exists() for path in self._checkpoints()))
+        self.wait()
+        return self._ranks.on_first(lambda: any((path / MARKER).exists() for path in self._files.newest_first()))
 
     def extra(self, path: Path) -> dict[str, Any]:
         """What the caller added to a checkpoint, without tensors. Raises CheckpointError if it is damaged."""
+        self.wait()
         if path != self._verified:
-            if problem := _on_first_rank(lambda: problem_of(path)):
+            if problem := self._problem_of(path):
                 raise CheckpointError(f"checkpoint {path} cannot be loaded: {problem}; resume from another one")
             self._verified = path
-        extra: dict[str, Any] = json.loads((path / EXTRA).read_text(encoding="utf-8"))
+        text = self._ranks.on_first(lambda: (path / EXTRA).read_text(encoding="utf-8"))
+        extra: dict[str, Any] = json.loads(text)
         return extra
 
     def load(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
-        """Fill `state` in place, bit for bit, and return `extra`.
+        """Fill this rank's `state` in place, bit for bit, and return `extra`.
 
-        `state` has the shape of what was saved; of its top-level entries any may be left out (to load only
-        the model, say). Raises CheckpointError if the checkpoint is damaged or a tensor is missing, left
-        over, or of another shape or type; then `state` is unchanged.
+        `state` is what some layout, not necessarily that of the save, holds on this rank; views are filled where they
+        lie. Top-level entries may be left out on all ranks (to load only the model, say). Raises CheckpointError, the
+        same on all ranks, if the checkpoint is damaged, or a tensor is missing, left over on every rank, or of
+        another shape or type; then `state` is unchanged.
         """
         extra = self.extra(path)
-        tensors, values = flatten_state(state)
-        stored = FileSystemReader(path).read_metadata().state_dict_metadata
-        stored_values: dict[str, Any] = json.loads((path / VALUES).read_text(encoding="utf-8"))
-        wanted = {name.split(".")[0] for name in state}
-        _compare(path, tensors, {n: m for n, m in stored.items() if n.split(".")[0] in wanted})
-        kept = {n: v for n, v in stored_values.items() if n.split(".")[0] in wanted}
-        if differing := sorted(kept.keys() ^ values.keys()):
-            raise CheckpointError(f"checkpoint {path}: value {differing[0]!r} stands only on one side; {_REMEDY}")
-        try:
-            with _quiet() as alone:
-                state_dict_loader.load(tensors, storage_reader=FileSystemReader(path), no_dist=alone)
-        except CheckpointException as error:
-            raise CheckpointError(f"checkpoint {path} cannot be read: {_cause(error)}") from error
-        fill_values(state, kept)
+        tensors = flatten_state(state)
+        entries = {str(key).split(".")[0] for key in state}
+        found = self._ranks.on_all(lambda: (match_names(path, tensors), set(tensors), entries))
+        wanted = set().union(*(names for _, names, _ in found))
+        refuse_left_over(path, found[0][0], wanted, set().union(*(entries for *_, entries in found)))
+        self._ranks.on_all(lambda: read_tensors(path, tensors))
         return extra
 
-    def _write(self, step: int, tensors: dict[str, torch.Tensor], documents: Mapping[str, bytes], pin: bool) -> None:
-        """One try. Raises _SaveError, on every rank alike, and leaves no partial behind."""
-        final = self.folder / f"step_{step:08d}"
-        partial = self.folder / f"{final.name}.partial"
+    def _copy_now(self, job: _Job) -> None:
+        job.pending.copy()
+        self._phase(job.step, "copied")
+        job.copied.set()
+
+    def _run(self, job: _Job) -> None:
         try:
-            _on_first_rank(lambda: self._begin(partial))
-            with _quiet() as alone:
-                state_dict_saver.save(dict(tensors), storage_writer=FileSystemWriter(partial), no_dist=alone)
-            _on_first_rank(lambda: self._commit(step, partial, final, documents, pin))
+            if not job.copied.is_set():
+                self._copy_now(job)
+            self._write_with_retries(job)
+            if job.size:
+                self._phase(job.step, "committed")
+        except BaseException as error:
+            job.error = error
+        finally:
+            job.copied.set()
+            seconds = time.perf_counter() - job.began
+            blocked = job.blocked if job.background else seconds
+            self._reports.put(SaveReport(job.step, blocked, seconds, job.size, job.size > 0))
+
+    def _write_with_retries(self, job: _Job) -> None:
+        for attempt in range(self.retries + 1):
+            try:
+                job.size = self._write(job)
+                return
+            except _SaveError as error:
+                more = attempt < self.retries and not isinstance(error.__cause__, RankLostError)
+                ending = f"try {attempt + 2} of {self.retries + 1} follows" if more else "training goes on without it"
+                self._warn_once(f"checkpoint at step {job.step} was not saved: {error}; {ending}; check {self.folder}")
+                if not more:
+                    return
+                time.sleep(_WAITS_S[min(attempt, len(_WAITS_S) - 1)])
+
+    def _write(self, job: _Job) -> int:
+        """One try; the size of the checkpoint. Raises _SaveError, on every rank alike, and leaves no partial behind."""
+        ranks, partial = self._ranks, self._files.partial(job.step)
+
+        def finish_tensors() -> Fingerprints:
+            self._phase(job.step, "written")
+            return fingerprints_of_rank(partial, ranks.rank)
+
+        try:
+            ranks.on_first(lambda: self._files.begin(job.step))
+            write_tensors(partial, job.pending.pieces, ranks)
+            tensors = {name: mark for found in ranks.on_all(finish_tensors) for name, mark in found.items()}
+            return ranks.on_first(lambda: self._files.commit(job.step, job.pin, job.extra, tensors))
         except (OSError, RuntimeError, CheckpointException) as error:
-            if _interrupted(error):
-                raise
-            with contextlib.suppress(OSError):
-                _on_first_rank(self._remove_partials)
-            raise _SaveError(_cause(error)) from error
+            with contextlib.suppress(OSError, RuntimeError):
+                ranks.on_first(self._files.remove_partials)
+            raise _SaveError(cause_of(error)) from error
 
-    def _begin(self, partial: Path) -> None:
-        self._remove_partials()
-        partial.mkdir(parents=True)
+    def _problem_of(self, path: Path) -> str | None:
+        """The same on all ranks, which share the work."""
+        ranks = self._ranks
+        problems = ranks.on_all(lambda: problem_of(path, rank=ranks.rank, ranks=ranks.size))
+        return next((p for p in problems if p is not None), None)
 
-    def _commit(self, step: int, partial: Path, final: Path, documents: Mapping[str, bytes], pin: bool) -> None:
-        for name, content in documents.items():
-            write_durably(partial / name, content)
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(partial.iterdir())}
-        manifest = json.dumps({"format": FORMAT, "step": step, "pinned": pin, "files": files}, indent=1).encode()
-        write_durably(partial / MANIFEST, manifest)
-        sync_folder(partial)
-        # Saving a step again must not lose the first save if we die halfway: it steps aside until the end.
-        aside = final.with_name(f"{final.name}.replaced")
-        if (final / MARKER).exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            final.rename(aside)
-        else:
-            shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        sync_folder(self.folder)
-        write_durably(final / MARKER, hashlib.sha256(manifest).hexdigest().encode())
-        sync_folder(final)
-        shutil.rmtree(aside, ignore_errors=True)
-        self._prune(step)
-
-    def _prune(self, newest_step: int) -> None:
-        good = 0
-        for path in self._checkpoints():
-            abandoned = _step(path) > newest_step
-            intact = not abandoned and problem_of(path, hashes=False) is None
-            good += intact
-            if not intact or (good > self.keep and not _pinned(path)):
-                # The marker goes first: a removal cut short must not look like damage.
-                (path / MARKER).unlink(missing_ok=True)
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _checkpoints(self) -> list[Path]:
-        """All checkpoint folders, good or bad, newest first; of a step saved twice the second save first."""
-        found = [p for p in self.folder.glob("step_*") if p.is_dir() and _NAME.fullmatch(p.name)]
-        return sorted(found, key=lambda p: (_step(p), not p.name.endswith(".replaced")), reverse=True)
-
-    def _remove_partials(self) -> None:
-        for path in self.folder.glob("step_*.partial"):
-            shutil.rmtree(path, ignore_errors=True)
+    def _phase(self, step: int, phase: str) -> None:
+        if self._on_phase is not None:
+            self._on_phase(step, phase)
 
     def _warn_once(self, message: str) -> None:
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if self._ranks.rank == 0:
             self.warn(message)
-
-
-def problem_of(path: Path, hashes: bool = True) -> str | None:
-    """What is wrong with the checkpoint at `path`, or None. Without `hashes` only sizes count."""
-    try:
-        marker = (path / MARKER).read_text(encoding="utf-8").strip()
-        text = (path / MANIFEST).read_bytes()
-        if hashlib.sha256(text).hexdigest() != marker:
-            return f"{MANIFEST} does not match {MARKER}"
-        manifest = json.loads(text)
-        if manifest["format"] != FORMAT:
-            return (
-                f"another version of moesaic wrote it (format {manifest['format']}, this one reads {FORMAT}): "
-                "begin a new run from a model folder, with --init"
-            )
-        for name, expected in manifest["files"].items():
-            file = path / name
-            if (size := file.stat().st_size) != expected["bytes"]:
-                return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if hashes and sha256_of(file) != expected["sha256"]:
-                return f"{name} does not match its checksum"
-    except FileNotFoundError as error:
-        missing = Path(str(error.filename)).name
-        return "it was never completed" if missing == MARKER else f"{missing} is missing"
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
-    return None
-
-
-_REMEDY = "the recipe's model or optimizer changed since it was saved: use the run's own recipe.toml"
-
-
-def _compare(path: Path, tensors: Mapping[str, torch.Tensor], stored: Mapping[str, Any]) -> None:
-    for name, tensor in tensors.items():
-        entry = stored.get(name)
-        if not isinstance(entry, TensorStorageMetadata):
-            raise CheckpointError(f"checkpoint {path} has no tensor {name!r}; {_REMEDY}")
-        if entry.size != tensor.shape or entry.properties.dtype != tensor.dtype:
-            raise CheckpointError(
-                f"checkpoint {path}: tensor {name!r} is {tuple(entry.size)} {entry.properties.dtype} there "
-                f"and {tuple(tensor.shape)} {tensor.dtype} here; {_REMEDY}"
-            )
-    if left := sorted(stored.keys() - tensors.keys()):
-        raise CheckpointError(f"checkpoint {path} holds {left[0]!r}, which has no place here; {_REMEDY}")
-
-
-def _on_first_rank(action: Callable[[], T]) -> T:
-    """Run `action` on rank 0 and give its result, or its OSError, to all ranks."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return action()
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = action()
-        except OSError as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    result: T = outcome[0]
-    return result
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[bool]:
-    """Whether there is no process group, without torch's warning that there is none."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield not dist.is_initialized()
-
-
-def _interrupted(error: BaseException) -> bool:
-    """Whether torch wrapped a Ctrl-C, which is no failure of the disk."""
-    wrapped = error.failures.values() if isinstance(error, CheckpointException) else ()
-    return any(isinstance(cause, KeyboardInterrupt | SystemExit) for cause, _ in wrapped)
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    # A disk that fills up within a tensor reaches us as torch's complaint about a position in its archive.
-    first: BaseException | None = error
-    while first is not None and not isinstance(first, OSError):
-        first = first.__cause__ or first.__context__
-    error = first or error
-    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
-
-
-def _step(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1
-
-
-def _pinned(path: Path) -> bool:
-    return bool(json.loads((path / MANIFEST).read_bytes())["pinned"])

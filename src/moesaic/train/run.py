@@ -236,9 +236,9 @@ class Run:
             "arithmetic": self._arithmetic,
         }
         if optimizer is not None and step is not None and loader is not None:
-            _, state["optimizer"] = get_state_dict(self.model, optimizer)
+            state["optimizer"] = get_state_dict(self.model, optimizer)[1]["state"]
             extra |= {"train_step": step.state_dict(), "loader": loader.state_dict()}
-        saved = self.store.save(self.progress.step, state, extra, pin=optimizer is None)
+        saved = self.store.save(self.progress.step, state, extra, pin=optimizer is None, background=False)
         try:
             self.folder.write_ledger(self.ledger, self.recipe)
         except OSError as error:  # it is in the checkpoint too: no reason to end the run
@@ -270,7 +270,7 @@ class Run:
     def _restore_stage(self, checkpoint: Path, optimizer: Any, step: TrainStep, loader: Loader) -> None:
         """Continue inside a stage, bit for bit."""
         model_state, optimizer_state = get_state_dict(self.model, optimizer)
-        extra = self.store.load(checkpoint, {"model": model_state, "optimizer": optimizer_state})
+        extra = self.store.load(checkpoint, {"model": model_state, "optimizer": optimizer_state["state"]})
         set_state_dict(self.model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
         step.load_state_dict(extra["train_step"])
         loader.load_state_dict(extra["loader"])

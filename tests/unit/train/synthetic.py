@@ -130,7 +130,7 @@ def write_run(folder: Path) -> Path:
     (folder / "ledger.json").write_text(json.dumps({"sources": sources, "total": 2_400_000}))
     store = CheckpointStore(folder / "checkpoints", keep=2, retries=0)
     for at, pin in ((100, True), (200, False), (300, False)):
-        store.save(at, {"w": torch.zeros(4096)}, {"step": at}, pin)
+        store.save(at, {"w": torch.zeros(4096)}, {"step": at}, pin, background=False)
     (folder / "checkpoints" / "step_00000300" / "COMMITTED").unlink()
     return folder
 
