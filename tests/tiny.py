@@ -140,7 +140,7 @@ def recipe(corpus: Path, **changes: Any) -> Recipe:
         "checkpoints": {"every_steps": 3},
     }
     for key, value in changes.items():
-        tree[key] = tree[key] | value if isinstance(value, dict) else value
+        tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
     return check_recipe(tree, "tiny")
 
 

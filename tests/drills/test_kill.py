@@ -90,7 +90,7 @@ def runs(
     for i, (moment, step) in enumerate(deaths):
         finish(tiny_recipe, home / "killed", HOOK.format(moment=moment, step=step), resume=i > 0)
         partials = list((home / "killed" / "checkpoints").glob("*.partial"))
-        assert bool(partials) == (moment == "save"), (moment, step)
+        assert partials or moment != "save", (moment, step)  # a save in the background may die with any step
     finish(tiny_recipe, home / "killed", QUIET, resume=True)
     return home / "whole", home / "killed", deaths
 
@@ -113,8 +113,9 @@ def test_the_moments_are_what_was_promised(runs: tuple[Path, Path, list[tuple[st
 def test_every_line_is_bit_equal_and_stands_once(runs: tuple[Path, Path, list[tuple[str, int]]]) -> None:
     """Losses, norms, learning rates, loads, token counts, evaluations and samples, in the same order."""
     whole, killed, deaths = runs
-    lines = [without_times(line) for line in tiny.lines(killed) if line.get("event") != "resume"]
-    expected = [without_times(line) for line in tiny.lines(whole)]
+    machine = ("resume", "checkpoint")  # events that tell of the machine and not of the model
+    lines = [without_times(line) for line in tiny.lines(killed) if line.get("event") not in machine]
+    expected = [without_times(line) for line in tiny.lines(whole) if line.get("event") not in machine]
     assert [line.get("step") for line in lines] == [line.get("step") for line in expected]
     for ours, theirs in zip(lines, expected, strict=True):
         assert ours == theirs  # floats too: json keeps every bit
@@ -122,7 +123,7 @@ def test_every_line_is_bit_equal_and_stands_once(runs: tuple[Path, Path, list[tu
     assert steps == list(range(1, STEPS["instruct"][1] + 1))
     resumes = [line["at_step"] for line in tiny.lines(killed) if line.get("event") == "resume"]
     assert resumes == sorted(resumes)
-    assert len(resumes) == sum(step > EVERY for _, step in deaths)  # before the first checkpoint a run begins anew
+    assert len(resumes) == len(deaths)
 
 
 def test_the_ledger_is_equal(runs: tuple[Path, Path, list[tuple[str, int]]]) -> None:

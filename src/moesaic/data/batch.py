@@ -75,10 +75,10 @@ def fill_row(
         at += length
 
 
-def to_batch(arrays: Sequence[NDArray[np.int64]], source_tokens: dict[str, int]) -> Batch:
+def to_batch(arrays: Sequence[NDArray[np.int64]], source_tokens: dict[str, int], of_sequences: int = 0) -> Batch:
     """A Batch over the memory of (tokens, labels, documents, positions), each [B, S]."""
     tokens, labels, documents, positions = (torch.from_numpy(a) for a in arrays)
-    return Batch(tokens, labels, documents, positions, source_tokens)
+    return Batch(tokens, labels, documents, positions, source_tokens, of_sequences)
 
 
 def empty_rows(

@@ -111,8 +111,12 @@ class Loader:
         self._window, self._offset = 0, 0
         self._packed: tuple[int, _Window] | None = None
 
-    def next_batch(self, sequences: int) -> Batch | None:
-        """The next `sequences` packed sequences, fewer at the very end, None when nothing is left."""
+    def next_batch(self, sequences: int, share: tuple[int, int] = (0, 1)) -> Batch | None:
+        """The next `sequences` packed sequences, fewer at the very end, None when nothing is left.
+
+        With `share` (i, n) only the i-th of n equal parts of them is read, filled up with empty sequences where they
+        do not divide; counts are still those of all.
+        """
         rows: list[tuple[_Window, list[Piece]]] = []
         while len(rows) < sequences and self._window < self.windows:
             window = self._current()
@@ -121,7 +125,7 @@ class Loader:
             self._offset += len(taken)
             if self._offset >= len(window.sequences):
                 self._window, self._offset = self._window + 1, 0
-        return self._batch(rows) if rows else None
+        return self._batch(rows, *share) if rows else None
 
     @property
     def available_tokens(self) -> int:
@@ -195,11 +199,15 @@ class Loader:
         order = shuffled(len(sequences), self._seed, "sequences", self._stage.name, index)
         return _Window(passages, [sequences[i] for i in order])
 
-    def _batch(self, rows: list[tuple[_Window, list[Piece]]]) -> Batch:
-        arrays = empty_rows(len(rows), self._stage.seq_len, self._pad)
+    def _batch(self, rows: list[tuple[_Window, list[Piece]]], part: int, parts: int) -> Batch:
+        each = -(-len(rows) // parts)
+        arrays = empty_rows(each, self._stage.seq_len, self._pad)
         counts = dict.fromkeys(self._shards, 0)
+        for window, row in rows:
+            for piece in row:
+                counts[window.passages[piece.document].source] += piece.length
         only_assistant = self._stage.loss_on == "assistant"
-        for i, (window, row) in enumerate(rows):
+        for i, (window, row) in enumerate(rows[part * each : (part + 1) * each]):
             docs: dict[int, NDArray[np.generic]] = {}
             masks: dict[int, NDArray[np.generic] | None] = {}
             for piece in row:
@@ -208,6 +216,5 @@ class Loader:
                 mask = shard.mask(number) if only_assistant else None
                 docs[piece.document] = shard.doc(number)[here]
                 masks[piece.document] = None if mask is None else mask[here]
-                counts[source] += piece.length
             fill_row(row, docs, masks, [a[i] for a in arrays])
-        return to_batch(arrays, counts)
+        return to_batch(arrays, counts, len(rows) if parts > 1 else 0)

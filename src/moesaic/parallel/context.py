@@ -24,9 +24,7 @@ class GatheredAttention:
         arrived = [piece for rank in range(cut.cp_size) for piece in (rank, n - 1 - rank)]
         self.order = [arrived.index(piece) for piece in range(n)]
 
-    def __call__(
-        self, q_BCHW: Tensor, k_BCKW: Tensor, v_BCKW: Tensor, sight: Pieces, kernels: RowKernels
-    ) -> Tensor:
+    def __call__(self, q_BCHW: Tensor, k_BCKW: Tensor, v_BCKW: Tensor, sight: Pieces, kernels: RowKernels) -> Tensor:
         """Attend from this rank's positions to all that they may see; shapes as in `attend`."""
         kv = gather(torch.cat((k_BCKW, v_BCKW), dim=-1), SEQUENCE, self.cut.cp)
         kv = kv.unflatten(1, (2 * self.cut.cp_size, -1))[:, self.order].flatten(1, 2)

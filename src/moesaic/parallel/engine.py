@@ -5,6 +5,7 @@ Tensor -> expert -> context parallelism -> recomputation -> compilation -> shard
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -45,11 +46,15 @@ class Engine:
         world: World,
         kernels: RowKernels | None = None,
         compute_dtype: torch.dtype = torch.float32,
+        model: Transformer | None = None,
     ) -> None:
-        """Weights are not filled yet: see `initialise`, `fill`. Raises LayoutError for a wrong number of processes."""
+        """Weights are not filled yet: see `initialise`, `fill`; with `model`, they are its own.
+
+        Raises LayoutError for a wrong number of processes.
+        """
         self.layout, self.world, self.config = layout, world, config
         self.meshes = Meshes(layout, world)
-        self.parts, ledgers = self._build()
+        self.parts, ledgers = self._build(model)
         self.ledger = Ledger(*(set().union(*kinds) for kinds in zip(*(vars(x).values() for x in ledgers), strict=True)))
         self.gradients = Gradients(self.parts, ledgers, self.meshes)
         self.pipeline = Pipeline(self.parts, self.pieces, self.meshes) if layout.pp > 1 else None
@@ -57,10 +62,18 @@ class Engine:
         if kernels is not None:
             self.use_kernels(kernels)
 
-    def _build(self) -> tuple[list[Part], list[Ledger]]:
+    @classmethod
+    def over(cls, model: Transformer, layout: Layout | None = None) -> Self:
+        """One process that trains the weights of `model` in place."""
+        device = model.embedding.device
+        return cls(model.config, layout or Layout(), World(device=device), model.kernels, model.compute_dtype, model)
+
+    def _build(self, model: Transformer | None) -> tuple[list[Part], list[Ledger]]:
         layout, meshes = self.layout, self.meshes
-        with torch.device("meta"):
-            model = Transformer(self.config)
+        filled = model is not None
+        if model is None:
+            with torch.device("meta"):
+                model = Transformer(self.config)
         self.pieces = piece_of(layout, meshes.place.pp)
         ranges = split_layers(self.config, layout.pp * layout.chunks_per_rank)
         parts, ledgers = [], []
@@ -80,7 +93,7 @@ class Engine:
             apply_sharding(part, meshes)
             parts.append(part)
             ledgers.append(ledger)
-        if self.world.device.type != "meta":
+        if not filled and self.world.device.type != "meta":
             for part in parts:
                 part.to_empty(device=self.world.device)
         return parts, ledgers
@@ -113,6 +126,11 @@ class Engine:
     def model_order(self, name: str, stored: Tensor) -> Tensor:
         """A weight, its gradient or a moment of it, with the dimensions that it has in the model; a view."""
         return self.ledger.model_order(name, stored)
+
+    def equal_ends(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Both copies of a tied embedding where one rank holds both ends of the pipeline: first, last."""
+        copies = [p for name, p in self.named_parameters() if name == "embedding"]
+        return [(copies[0], copies[1])] if len(copies) == 2 else []
 
     def weights(self) -> dict[str, Tensor]:
         """This rank's weights in the model's order, sharing memory."""
@@ -203,7 +221,8 @@ class Engine:
         if self.world.size > 1:
             together = torch.cat((torch.stack((tally.loss, tally.balance, tally.z)), tally.counts_LE.flatten()))
             sum_(together, dist.group.WORLD)
-            return Tally(*together[:3], together[3:].view_as(tally.counts_LE))  # type: ignore[misc]
+            loss, balance, z = together[:3]
+            return Tally(loss, balance, z, together[3:].view_as(tally.counts_LE))
         return tally
 
     def _accumulate_here(self, batch: Batch, micro: int, loss_of: Callable[[Batch], Loss] | None) -> None:

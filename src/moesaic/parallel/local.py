@@ -22,7 +22,7 @@ class LocalWeights(nn.Module):
         """The module's own forward."""
         self.__dict__["computing"] = True
         try:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+            return super().forward(*args, **kwargs)
         finally:
             self.__dict__["computing"] = False
 
@@ -37,7 +37,7 @@ class LocalWeights(nn.Module):
 
 def use_local(module: nn.Module, views: Mapping[str, View] | None = None) -> None:
     """Let `module` compute with local pieces; `views` turn them into what its forward expects."""
-    module.__class__ = _localised(type(module))
+    module.__class__ = _localised(type(module))  # type: ignore[arg-type]
     module.__dict__ |= {"views": dict(views or {}), "computing": False}
 
 

@@ -158,5 +158,3 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         return grad_outputs[0], grad_outputs[0].new_ones((), dtype=torch.float32)
-
-

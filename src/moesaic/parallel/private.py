@@ -1,8 +1,7 @@
-"""What torch keeps private and we need: every such name stands here and has a test, so that a new torch breaks one file."""
+"""What torch keeps private and we need: every such name stands here and has a test; a new torch breaks one file."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.distributed._functional_collectives import (
     AsyncCollectiveTensor,
@@ -24,8 +23,6 @@ def box_of(weight: DTensor) -> tuple[slice, ...]:
     """Which box of the whole tensor this rank holds."""
     shape, offset = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)
     return tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
-
-
 
 
 def arrived(x: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ def distribute(module: nn.Module, name: str, mesh: DeviceMesh, *placements: Plac
 def named_experts(part: Part) -> Iterator[tuple[str, nn.Module, bool]]:
     """Name and module of each layer's experts, and whether a router chooses among them."""
     for n, block in part.layers.items():
-        yield f"layers.{n}.experts", block.experts, block.router is not None  # type: ignore[union-attr]
+        experts: nn.Module = block.experts  # type: ignore[assignment]
+        yield f"layers.{n}.experts", experts, block.router is not None
 
 
 def store_width_first(part: Part, ledger: Ledger) -> None:

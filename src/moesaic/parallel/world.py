@@ -1,16 +1,19 @@
 """Who this process is among all that train together. Started by torchrun, or alone."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from moesaic.errors import LayoutError
+from moesaic.errors import LayoutError, MoesaicError
 
-LIMIT_S = 600.0  # a collective that takes longer has lost a partner
+T = TypeVar("T")
+
+LIMIT_S = 1800.0  # a collective that takes longer has lost a partner
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_first(self) -> bool:
@@ -58,6 +61,30 @@ class World:
         """Wait for all."""
         if self.size > 1:
             dist.barrier()
+
+    def on_first(self, action: Callable[[], T]) -> T:
+        """What `action` gives on the first rank, or the error that it raises there, on every rank."""
+        if self.size == 1:
+            return action()
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome[0] = action()
+            except (MoesaicError, OSError) as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: T = outcome[0]
+        return result
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether any rank has it set."""
+        if self.size == 1:
+            return list(flags)
+        seen = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        dist.all_reduce(seen, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in seen.tolist()]
 
     def agree(self, what: str, value: str) -> None:
         """Raises LayoutError on every rank when they differ in `value`."""

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from moesaic.data import Batch, DataFolder, Loader
-from moesaic.model import Transformer, select_trainable
+from moesaic.model import freeze
+from moesaic.parallel.engine import Engine
 from moesaic.plan.forecast import forecast
 from moesaic.plan.routing import tokens_per_expert
 from moesaic.recipe import Recipe, Stage
@@ -60,37 +61,41 @@ class StepMeter:
         }
 
 
-def expected(recipe: Recipe, data: DataFolder, machine: Machine, model: Transformer) -> dict[str, Any]:
-    """The forecast of a run: every batch of every ramp is timed on one micro-batch, and no weight changes."""
+def expected(recipe: Recipe, data: DataFolder, machine: Machine, engine: Engine) -> dict[str, Any]:
+    """The forecast of a run: every batch of every ramp is timed on a few micro-batches, and no weight changes."""
     rates: dict[tuple[str, int], float] = {}
     for stage in recipe.stages:
-        model.compute_dtype = machine.compute_dtype(stage.precision)
-        select_trainable(model, stage.trainable)
-        teacher = None if stage.teacher is None else load_teacher(model, stage)
-        step = TrainStep(model, stage, build_optimizer(model, stage.optimizer), teacher)
+        engine.set_compute_dtype(machine.compute_dtype(stage.precision))
+        freeze(list(engine.named_parameters()), stage.trainable, part=engine.world.size > 1)
+        teacher = None if stage.teacher is None else load_teacher(engine, stage)
+        optimizer = build_optimizer(engine.named_parameters(), stage.optimizer)
+        step = TrainStep(engine, stage, optimizer, teacher)
         loader = Loader(data, stage, recipe, recipe.seed)
         for batch in stage.batch:
             rates[stage.name, batch.tokens] = _rate(step, loader, machine, batch.tokens // stage.seq_len)
-    model.compute_dtype = model.embedding.dtype
+    engine.set_compute_dtype(torch.float32)
     return forecast(recipe, rates, data.epoch_tokens) | {"machine": machine.name}
 
 
 def _rate(step: TrainStep, loader: Loader, machine: Machine, sequences: int) -> float:
     """Tokens per second at a batch of so many sequences: the best of three, after one to warm up.
 
-    One micro-batch stands for all, and a learning rate of 0 makes an update that takes its time and changes nothing.
+    One micro-batch stands for all, or as many as fill a pipeline, and a learning rate of 0 makes an update that takes
+    its time and changes nothing.
     """
-    micro = min(sequences, step.stage.micro_batch)
-    batch = loader.next_batch(micro)
+    layout, place = step.engine.layout, step.engine.meshes.place
+    some = min(sequences, step.stage.micro_batch * layout.dp * (1 if layout.pp == 1 else 4 * layout.pp))
+    share = (place.dp, layout.dp)
+    batch = loader.next_batch(some, share)
     if batch is None:  # the sources are small: begin again
         loader.load_state_dict(loader.state_dict() | {"window": 0, "offset": 0})
-        batch = loader.next_batch(micro)
+        batch = loader.next_batch(some, share)
     assert batch is not None  # build_data refuses empty sources
     batch = batch.to(machine.device)
-    rows, labels, times, updates = batch.tokens.shape[0], batch.input_tokens, [], []
+    rows, times, updates = batch.sequences, [], []
     for _ in range(4):
         began = time.perf_counter()
-        step.accumulate(batch, labels, rows, torch.zeros(3, device=machine.device))
+        step.accumulate(batch)
         machine.wait()
         forward_backward = time.perf_counter()
         step.update(0.0)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,11 +26,11 @@ class MetricsLog:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         sinks: Sequence[Sink] = (),
         warn: Callable[[str], None] = _LOGGER.warning,
     ) -> None:
-        """`sinks`: opened with `open_sink`; the log closes them."""
+        """`sinks`: opened with `open_sink`; the log closes them. Without a path nothing is kept."""
         self.path, self.warn = path, warn
         self._sinks = list(sinks)
         self._waiting = b""
@@ -44,6 +45,8 @@ class MetricsLog:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line; what is not finite is written as null, since JSON has no word for it."""
+        if self.path is None:
+            return
         self._waiting += json.dumps(_finite(line)).encode() + b"\n"
         self._try_to_append()
         for sink in list(self._sinks):
@@ -60,14 +63,27 @@ class MetricsLog:
         self._sinks = []
         self._try_to_append()
 
-    def truncate_after(self, step: int) -> None:
-        """Drop the lines of later steps, and a last line cut short: what a resumed run will write again."""
-        if self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line.get("step", line.get("at_step", 0)) <= step]
+    def truncate_after(self, step: int) -> dict[str, Any]:
+        """Drop the lines of later steps, and a last line cut short: what a resumed run will write again.
+
+        Returns what the interruption cost, for the line of the resume: steps dropped and their seconds, seconds since
+        the last line was written (until now, so the start of the process is in them).
+        """
+        now = datetime.now(UTC)
+        cost: dict[str, Any] = {"lost_steps": 0, "lost_seconds": 0.0, "down_seconds": 0.0}
+        if self.path is not None and self.path.exists():
+            lines = read_metrics(self.path)
+            kept = [line for line in lines if line.get("step", line.get("at_step", 0)) <= step]
             write_durably(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            dropped = [line for line in lines if line.get("step", 0) > step]
+            cost["lost_steps"], cost["lost_seconds"] = len(dropped), sum(line["seconds"] for line in dropped)
+            times = [line["time_iso"] for line in lines if "time_iso" in line]
+            if times:
+                cost["down_seconds"] = max(0.0, (now - datetime.fromisoformat(times[-1])).total_seconds())
+        return cost | {"time_iso": now.isoformat(timespec="milliseconds")}
 
     def _try_to_append(self) -> None:
-        if not self._waiting:
+        if not self._waiting or self.path is None:
             return
         try:
             with self.path.open("ab", buffering=0) as file:

@@ -1,20 +1,23 @@
-"""A run: stage after stage, each step measured, everything needed to go on in each checkpoint."""
+"""A run: stage after stage, each step measured, everything needed to go on in each checkpoint.
+
+Every process of the layout runs this; the first one keeps the books.
+"""
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from rich.console import Console
 
 from moesaic.data import Carry, DataFolder, Ledger, Loader, build_data
 from moesaic.errors import CheckpointError, RecipeError
-from moesaic.model import Transformer, initialise, select_trainable
+from moesaic.model import freeze
 from moesaic.model.kernels import KernelChoice, RowKernels, choose_kernels
-from moesaic.recipe import Recipe
+from moesaic.parallel.engine import Engine
+from moesaic.parallel.world import World
+from moesaic.recipe import Recipe, Stage
 from moesaic.train.checkpoint import CheckpointStore
 from moesaic.train.display import Display
 from moesaic.train.finish import write_model
@@ -22,25 +25,18 @@ from moesaic.train.machine import Machine
 from moesaic.train.measure import StepMeter, expected
 from moesaic.train.memory import keep_freed_memory
 from moesaic.train.metrics import MetricsLog
+from moesaic.train.observer import Observer
 from moesaic.train.optimizer import build_optimizer
+from moesaic.train.progress import Progress, ResizeNeeded, layout_for
 from moesaic.train.run_folder import RunFolder
 from moesaic.train.schedule import learning_rate
 from moesaic.train.sinks import open_sink
 from moesaic.train.start import check_starts, load_teacher, start_from
+from moesaic.train.state import after_loading, check_data, tensors_of, values_of
 from moesaic.train.step import TrainStep
 from moesaic.train.stop import StopRequest
+from moesaic.train.timing import SaveClock
 from moesaic.train.watch import Watch
-
-
-@dataclass
-class Progress:
-    """Where a run stands. Tokens count inputs without padding and are the clock of every schedule."""
-
-    stage: int = 0
-    step: int = 0
-    stage_step: int = 0
-    stage_tokens: int = 0
-    stage_budget: int = 0
 
 
 def train(
@@ -52,31 +48,36 @@ def train(
     stage: str | None = None,
     sinks: Sequence[str] = (),
     kernels: KernelChoice = "auto",
+    observer: Observer | None = None,
 ) -> Path | None:
     """Train every stage of `recipe`, or only the one named `stage`, in the run folder `run`.
 
-    Returns the finished model folder, or None when SIGTERM or Ctrl-C ended the run early, after a checkpoint.
-    Raises MoesaicError for anything the user can mend.
+    Under torchrun every process calls this with the same arguments, as many as the layout needs. Returns the finished
+    model folder, or None when SIGTERM or Ctrl-C ended the run early, after a checkpoint. `observer` is told what
+    happens. Raises MoesaicError for anything the user can mend; ResizeNeeded when another number of processes must
+    go on.
     """
-    if recipe.layout.world > 1:
-        raise RecipeError(
-            f"the layout of {recipe.name!r} needs {recipe.layout.world} processes and training runs in one so far; "
-            "set pp, dp, cp, tp and ep of layout to 1"
-        )
     check_starts(recipe)
     keep_freed_memory()
+    world = World.join()
+    world.agree("the recipe", recipe.full_hash())
     machine = Machine.detect()
     bf16 = any(machine.compute_dtype(s.precision) == torch.bfloat16 for s in recipe.stages)
     rows, why = choose_kernels(kernels, machine.device, bf16)
     folder = RunFolder(run)
     try:
-        folder.open(recipe, resume)
-        with StopRequest() as stop, Display() as display:
+        world.on_first(lambda: folder.open(recipe, resume))
+        with StopRequest() as stop, Display(None if world.is_first else Console(quiet=True)) as display:
             display.message(f"kernels: {why}")
-            data = build_data(recipe, data_home or run.parent / "data", progress=display.message)
-            opened = [open_sink(name, run, recipe.model_dump(mode="json")) for name in sinks]
-            with closing(MetricsLog(folder.metrics, opened, warn=display.message)) as log:
-                return Run(recipe, folder, data, log, display, stop, machine, rows).go(resume, stage)
+            home = data_home or run.parent / "data"
+            world.on_first(lambda: build_data(recipe, home, progress=display.message) and None)
+            data = build_data(recipe, home)
+            opened = [open_sink(name, run, recipe.model_dump(mode="json")) for name in sinks if world.is_first]
+            with closing(MetricsLog(folder.metrics if world.is_first else None, opened, warn=display.message)) as log:
+                watcher = observer or Observer()
+                found = Run(recipe, folder, data, log, display, stop, machine, rows, world, watcher).go(resume, stage)
+            world.leave()
+            return found
     except OSError as error:
         raise CheckpointError(
             f"run folder {run}: {error.filename or 'writing'}: {error.strerror or error}; "
@@ -97,17 +98,25 @@ class Run:
         stop: StopRequest,
         machine: Machine,
         kernels: RowKernels,
+        world: World,
+        observer: Observer,
     ) -> None:
         self.recipe, self.folder, self.data, self.log = recipe, folder, data, log
-        self.display, self.stop, self.machine = display, stop, machine
+        self.display, self.stop, self.machine, self.kernels = display, stop, machine, kernels
+        self.world, self.observer = world, observer
         checkpoints = recipe.checkpoints
-        self.store = CheckpointStore(folder.checkpoints, checkpoints.keep, checkpoints.retries, warn=display.message)
+        self.store = CheckpointStore(
+            folder.checkpoints,
+            checkpoints.keep,
+            checkpoints.retries,
+            display.message,
+            observer.saving,  # type: ignore[arg-type]
+        )
+        self.clock = SaveClock(checkpoints)
         self.ledger = Ledger({name: shard.input_tokens for name, shard in data.train.items()})
         self.progress = Progress()
         self.carry = Carry()  # where each source goes on in the next stage
-        with self.machine.device:
-            self.model = Transformer(recipe.model)
-        self.model.use_kernels(kernels)
+        self.context: tuple[int, float] | None = None  # to which an earlier stage extended the model
 
     def go(self, resume: bool, only: str | None) -> Path | None:
         """Run the stages that remain, or the one named `only`."""
@@ -118,26 +127,46 @@ class Run:
                     f"every checkpoint in {self.folder.checkpoints} is damaged or of another version; "
                     "restore one from a copy, or begin anew under another name with --run"
                 )
-            initialise(self.model, self.recipe.seed)
         else:
             self._restore_counts(self.store.extra(checkpoint))
-        self.log.truncate_after(self.progress.step)
-        if checkpoint is not None:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            self.log.write({"event": "resume", "at_step": self.progress.step, "time_iso": now})
         last = len(self.recipe.stages) - 1
         if only is not None:
             last = self._jump_to(only)
-        if not self.folder.forecast.exists():
+        self.engine = self._build(min(self.progress.stage, last))
+        if checkpoint is None:
+            self.engine.initialise(self.recipe.seed)
+        lost = self.log.truncate_after(self.progress.step)
+        if checkpoint is not None or lost["lost_steps"]:
+            self.log.write({"event": "resume", "at_step": self.progress.step, **lost})
+        if not self.world.on_first(self.folder.forecast.exists):
             self.display.message("measuring the rate of each stage")
-            self.folder.write_json(self.folder.forecast, expected(self.recipe, self.data, self.machine, self.model))
-        while self.progress.stage <= last:
-            if not self._run_stage(checkpoint):
-                return None
-            checkpoint = None
+            forecast = expected(self.recipe, self.data, self.machine, self.engine)
+            self.world.on_first(lambda: self.folder.write_json(self.folder.forecast, forecast))
+        try:
+            while self.progress.stage <= last:
+                if not self._run_stage(checkpoint):
+                    return None
+                checkpoint = None
+        finally:
+            self._wait_for_saves()
         if checkpoint is not None:  # everything was trained already: only the model folder is written again
-            self.store.load(checkpoint, {"model": self.model.state_dict()})
-        return write_model(self.folder, self.recipe, self.model, self.data, self.ledger)
+            self.store.load(checkpoint, tensors_of(self.engine))
+            after_loading(self.engine)
+        whole = self.engine.whole()
+        if whole is not None:
+            write_model(self.folder, self.recipe, whole, self.data, self.ledger)
+        self.world.barrier()
+        return self.folder.model
+
+    def _build(self, stage: int) -> Engine:
+        """The model in the layout of what comes next. Raises ResizeNeeded when that needs other processes."""
+        layout = layout_for(self.recipe, self.recipe.stages[stage], self.progress.stage_tokens)
+        if layout.world != self.world.size:
+            raise ResizeNeeded(layout, f"{self.recipe.name}: {layout.world} processes, not {self.world.size}")
+        engine = Engine(self.recipe.model, layout, self.world, self.kernels)
+        if self.context is not None:
+            engine.extend(*self.context)
+        return engine
 
     def _jump_to(self, only: str) -> int:
         """Index of the stage to run alone, checked against what was trained before it."""
@@ -154,24 +183,24 @@ class Run:
 
     def _run_stage(self, checkpoint: Path | None) -> bool:
         """Train one stage to its end; False when a stop was requested before."""
-        progress, recipe = self.progress, self.recipe
+        progress, recipe, engine = self.progress, self.recipe, self.engine
         stage = recipe.stages[progress.stage]
         fresh = progress.stage_step == 0
         if stage.init is not None and fresh:
-            start_from(self.model, stage)
+            start_from(engine, stage)
         elif checkpoint is not None and fresh:
-            self.store.load(checkpoint, {"model": self.model.state_dict()})
-        self.model.compute_dtype = self.machine.compute_dtype(stage.precision)
-        select_trainable(self.model, stage.trainable)
-        watch = Watch(self.data, self.model, self.log)
+            self.store.load(checkpoint, tensors_of(engine))
+            after_loading(engine)
+        engine.set_compute_dtype(self.machine.compute_dtype(stage.precision))
+        freeze(list(engine.named_parameters()), stage.trainable, part=self.world.size > 1)
         longer = stage.seq_len > max([recipe.model.context, *(s.seq_len for s in recipe.stages[: progress.stage])])
         if fresh and longer:
             with self.display.doing("measuring loss by position before the context grows"):
-                watch.curve(stage, progress.step + 1, before=True)
-        self.model.extend(stage.seq_len, stage.rope_theta)
-        optimizer = build_optimizer(self.model, stage.optimizer)
-        teacher = None if stage.teacher is None else load_teacher(self.model, stage)
-        step = TrainStep(self.model, stage, optimizer, teacher)
+                self._look(stage, progress.step + 1, before=True)
+        engine.extend(stage.seq_len, stage.rope_theta)
+        optimizer = build_optimizer(engine.named_parameters(), stage.optimizer)
+        teacher = None if stage.teacher is None else load_teacher(engine, stage)
+        step = TrainStep(engine, stage, optimizer, teacher, self.observer, self.store.wait_copied)
         loader = Loader(self.data, stage, recipe, recipe.seed, carry=self.carry)
         if checkpoint is not None and not fresh:
             self._restore_stage(checkpoint, optimizer, step, loader)
@@ -182,95 +211,147 @@ class Run:
                     f"stage {stage.name}: its sources hold {progress.stage_budget:,} tokens at their declared "
                     f"epochs, {stage.tokens:,} were asked for; it ends there"
                 )
-        meter = StepMeter(recipe, stage, self.machine.peak(self.model.compute_dtype))
+        self.observer.stage_ready(stage, engine.parts, optimizer)
         self.display.start_stage(stage.name, progress.stage_budget, progress.stage_tokens)
+        if not self._steps(stage, step, loader, optimizer):
+            return False
+        del optimizer
+        self._look(stage, progress.step, longer=longer)
+        self.carry = loader.carry()
+        self.context = (engine.config.context, engine.config.rope_theta)
+        self.progress = Progress(stage=progress.stage + 1, step=progress.step)
+        self._save(None, None, None)
+        if progress.stage + 1 < len(recipe.stages):
+            self._resize_between(recipe.stages[progress.stage + 1])
+        return True
+
+    def _steps(self, stage: Stage, step: TrainStep, loader: Loader, optimizer: torch.optim.Optimizer) -> bool:
+        """The steps of a stage that remain; False when a stop was requested."""
+        progress, engine, layout = self.progress, self.engine, self.engine.layout
+        meter = StepMeter(self.recipe, stage, self.machine.peak(engine.compute_dtype) * layout.world)
         saved = True
         while progress.stage_tokens < progress.stage_budget:
-            if self.stop.requested:
-                if saved or self._save(optimizer, step, loader):
+            wanted = layout_for(self.recipe, stage, progress.stage_tokens)
+            stopping, due = self.world.any(self.stop.requested, self.clock.due(progress.step))
+            if stopping or wanted != layout or (due and not saved):
+                saved = saved or self._save(optimizer, step, loader, background=not stopping and wanted == layout)
+            if stopping:
+                if saved:
                     self.display.message(f"stopped after step {progress.step} as asked; continue with --resume")
                 return False
+            if wanted != layout:
+                raise ResizeNeeded(wanted, f"batches of {stage.batch_tokens(progress.stage_tokens):,} tokens begin")
+            self.observer.step_begins(progress.step + 1)
             meter.start()
-            batch = loader.next_batch(stage.batch_tokens(progress.stage_tokens) // stage.seq_len)
+            sequences = stage.batch_tokens(progress.stage_tokens) // stage.seq_len
+            batch = loader.next_batch(sequences, (engine.meshes.place.dp, layout.dp))
             if batch is None:
                 break
             meter.loaded()
             clock = progress.stage_tokens + batch.input_tokens
             lr = learning_rate(stage.optimizer, clock, progress.stage_budget)
-            result = step(batch.to(self.machine.device), lr)
+            result = step(batch.to(self.machine.device), lr, progress.step + 1)
             self.ledger.add(batch)
             progress.step, progress.stage_step = progress.step + 1, progress.stage_step + 1
             progress.stage_tokens = clock
             line = meter.line(batch, result, step=progress.step, tokens=self.ledger.total, lr=lr)
             self.log.write(line)
             self.display.step({**line, "stage_tokens": clock})
+            self.clock.stepped(line["seconds"])
+            self._log_saves()
             saved = False
+            self.observer.step_ends(line)
             # Not at the very end: what is written there also carries this step's number, and would be kept twice.
-            if progress.step % recipe.checkpoints.every_steps == 0 and clock < progress.stage_budget:
+            if progress.step % self.recipe.checkpoints.every_steps == 0 and clock < progress.stage_budget:
                 saved = self._save(optimizer, step, loader)
-        del optimizer
-        with self.display.doing("evaluating on held-out documents"):
-            watch.bits(stage, progress.step)
-            if longer:
-                watch.curve(stage, progress.step, before=False)
-            watch.sample(stage, progress.step)
-        self.carry = loader.carry()
-        self.progress = Progress(stage=progress.stage + 1, step=progress.step)
-        self._save(None, None, None)
         return True
 
-    def _save(self, optimizer: Any, step: TrainStep | None, loader: Loader | None) -> bool:
+    def _look(self, stage: Stage, step: int, *, before: bool = False, longer: bool = False) -> None:
+        """Evaluate the whole model on the first rank; the others wait."""
+        with self.display.doing("evaluating on held-out documents"):
+            whole = self.engine.whole()
+            if whole is not None:
+                watch = Watch(self.data, whole, self.log)
+                if not before:
+                    watch.bits(stage, step)
+                if before or longer:
+                    watch.curve(stage, step, before=before)
+                if not before:
+                    watch.sample(stage, step)
+            self.world.barrier()
+
+    def _resize_between(self, following: Stage) -> None:
+        """Raises ResizeNeeded when the next stage begins with another number of processes."""
+        wanted = layout_for(self.recipe, following, 0)
+        if wanted != self.engine.layout:
+            self._wait_for_saves()
+            raise ResizeNeeded(wanted, f"stage {following.name} begins")
+
+    def _save(self, optimizer: Any, step: TrainStep | None, loader: Loader | None, background: bool = True) -> bool:
         """Write a checkpoint: inside a stage with everything, between stages the weights alone, and pinned.
 
         False, after warnings, when that failed.
         """
-        state: dict[str, Any] = {"model": self.model.state_dict()}
-        extra: dict[str, Any] = {
-            "progress": asdict(self.progress),
-            "carry": self.carry.plain(),
-            "ledger": self.ledger.state_dict(),
-            "system_hash": self.recipe.system_hash(),
-            "full_hash": self.recipe.full_hash(),
-            "rope_theta": self.model.config.rope_theta,
-            "context": self.model.config.context,
-            "arithmetic": self._arithmetic,
-        }
-        if optimizer is not None and step is not None and loader is not None:
-            state["optimizer"] = get_state_dict(self.model, optimizer)[1]["state"]
-            extra |= {"train_step": step.state_dict(), "loader": loader.state_dict()}
-        saved = self.store.save(self.progress.step, state, extra, pin=optimizer is None, background=False)
+        background = background and self.recipe.checkpoints.background and optimizer is not None
+        values = values_of(
+            self.recipe, self.engine, self.progress, self.carry, self.ledger, self._arithmetic, step, loader
+        )
+        saved = self.store.save(
+            self.progress.step,
+            tensors_of(self.engine, optimizer),
+            values,
+            pin=optimizer is None,
+            background=background,
+            overlap=background,
+        )
+        self.clock.saved(self.progress.step)
+        self._log_saves()
         try:
-            self.folder.write_ledger(self.ledger, self.recipe)
+            self.world.on_first(lambda: self.folder.write_ledger(self.ledger, self.recipe))
         except OSError as error:  # it is in the checkpoint too: no reason to end the run
             self.display.message(f"{self.folder.ledger} was not written: {error.strerror}; the next save tries again")
         return saved
 
+    def _log_saves(self) -> None:
+        for report in self.store.reports():
+            self.clock.measured(report.blocked_seconds)
+            self.log.write(
+                {
+                    "event": "checkpoint",
+                    "at_step": report.step,
+                    "committed": report.committed,
+                    "blocked_seconds": report.blocked_seconds,
+                    "seconds": report.seconds,
+                    "bytes": report.bytes,
+                }
+            )
+
+    def _wait_for_saves(self) -> None:
+        self.store.wait()
+        self._log_saves()
+
     @property
     def _arithmetic(self) -> str:
         """What, besides recipe and data, decides the last bits of a result."""
-        return f"{self.machine.threads} threads and {self.model.kernels.name} kernels"
+        layout = ", ".join(f"{k} {v}" for k, v in self.engine.layout.model_dump(exclude_defaults=True).items())
+        return f"{self.machine.threads} threads, {self.kernels.name} kernels and layout {layout or 'of one process'}"
 
     def _restore_counts(self, extra: dict[str, Any]) -> None:
         """Take over everything but tensors. Raises CheckpointError when the data is not what was trained on."""
-        before, now = extra["ledger"]["epoch_tokens"], self.ledger.epoch_tokens
-        if changed := [name for name, tokens in now.items() if before.get(name) != tokens]:
-            raise CheckpointError(
-                f"the data changed since this run began: {changed[0]} holds {now[changed[0]]:,} tokens now, "
-                f"{before.get(changed[0], 0):,} then; restore it, or start another run from a model folder with --init"
-            )
+        check_data(extra["ledger"]["epoch_tokens"], self.ledger.epoch_tokens)
         self.progress = Progress(**extra["progress"])
         self.carry = Carry.of(extra["carry"])
         self.ledger.load_state_dict(extra["ledger"])
-        self.model.extend(extra["context"], extra["rope_theta"])
+        self.context = (extra["context"], extra["rope_theta"])
+        self.clock.saved(self.progress.step)
+
+    def _restore_stage(self, checkpoint: Path, optimizer: Any, step: TrainStep, loader: Loader) -> None:
+        """Continue inside a stage: in the same layout bit for bit, in another one up to the order of sums."""
+        extra = self.store.load(checkpoint, tensors_of(self.engine, optimizer))
+        after_loading(self.engine, optimizer)
+        step.load_state_dict(extra["train_step"])
+        loader.load_state_dict(extra["loader"])
         if extra["arithmetic"] != self._arithmetic:
             self.display.message(
                 f"resumed with {self._arithmetic}, saved with {extra['arithmetic']}: sums may differ in the last bits"
             )
-
-    def _restore_stage(self, checkpoint: Path, optimizer: Any, step: TrainStep, loader: Loader) -> None:
-        """Continue inside a stage, bit for bit."""
-        model_state, optimizer_state = get_state_dict(self.model, optimizer)
-        extra = self.store.load(checkpoint, {"model": model_state, "optimizer": optimizer_state["state"]})
-        set_state_dict(self.model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
-        step.load_state_dict(extra["train_step"])
-        loader.load_state_dict(extra["loader"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from moesaic.errors import CheckpointError
 from moesaic.interop import load_model
 from moesaic.model import Transformer
+from moesaic.parallel.engine import Engine
 from moesaic.recipe import Model, Recipe, Stage
 
 # What a stage may change, and what only training needs; all else of a model decides what it computes.
@@ -22,27 +23,28 @@ def check_starts(recipe: Recipe) -> None:
                 )
 
 
-def start_from(model: Transformer, stage: Stage) -> None:
+def start_from(engine: Engine, stage: Stage) -> None:
     """Take the weights of `stage.init`. Raises CheckpointError when its shape is another."""
     other = load_model(Path(str(stage.init)))
-    theirs, ours = other.config, model.config
+    theirs, ours = other.config, engine.config
     wrong = [n for n in Model.model_fields if n not in FREE and getattr(theirs, n) != getattr(ours, n)]
     if wrong:
         raise CheckpointError(
             f"{stage.init}: {wrong[0]} = {getattr(theirs, wrong[0])}, the recipe says {getattr(ours, wrong[0])}; "
             f"set model.{wrong[0]} (and {len(wrong) - 1} more) to the folder's values"
         )
-    model.load_state_dict(other.state_dict())
-    model.extend(theirs.context, theirs.rope_theta)
+    weights = other.state_dict()
+    engine.fill(lambda name, _: weights[name])
+    engine.extend(theirs.context, theirs.rope_theta)
 
 
-def load_teacher(model: Transformer, stage: Stage) -> Transformer:
+def load_teacher(engine: Engine, stage: Stage) -> Transformer:
     """The frozen model that a distillation stage learns from. Raises CheckpointError."""
-    teacher = load_model(Path(str(stage.teacher)), compute_dtype=model.compute_dtype)
-    if teacher.config.vocab_size != model.config.vocab_size:
+    teacher = load_model(Path(str(stage.teacher)), compute_dtype=engine.compute_dtype)
+    if teacher.config.vocab_size != engine.config.vocab_size:
         raise CheckpointError(
             f"teacher {stage.teacher} has {teacher.config.vocab_size} tokens, the model "
-            f"{model.config.vocab_size}; a teacher must share the tokenizer"
+            f"{engine.config.vocab_size}; a teacher must share the tokenizer"
         )
-    teacher.use_kernels(model.kernels)
-    return teacher.to(model.embedding.device).requires_grad_(False)
+    teacher.use_kernels(engine.parts[0].kernels)
+    return teacher.to(engine.world.device).requires_grad_(False)

@@ -4,6 +4,7 @@ Legend: L layers with a router, E experts.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,10 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         teacher: Transformer | None = None,
         observer: Observer | None = None,
+        before_update: Callable[[], None] = lambda: None,
     ) -> None:
+        """`before_update` is called before weights change: a save may still be copying them."""
+        self.before_update = before_update
         self.engine, self.stage, self.optimizer, self.teacher = engine, stage, optimizer, teacher
         self.observer = observer or Observer()
         self.spikes = SpikeGuard(stage.optimizer.spike_factor)
@@ -74,7 +78,7 @@ class TrainStep:
         scale = StepScale(labels, batch.sequences, self.previous_load_LE)
         loss_of = None if self.teacher is None else self._distillation
         tally = self.engine.accumulate(batch, self.stage.micro_batch, scale, loss_of)
-        return *torch.stack((tally.loss, tally.balance, tally.z)).tolist(), tally.counts_LE  # type: ignore[return-value]
+        return *torch.stack((tally.loss, tally.balance, tally.z)).tolist(), tally.counts_LE
 
     def update(self, lr: float) -> tuple[float, bool]:
         """Reduce, clip, update and drop the gradients; returns their norm and whether the step was taken."""
@@ -86,6 +90,7 @@ class TrainStep:
             if norm > self.stage.optimizer.clip_norm:
                 gradients.scale(self.stage.optimizer.clip_norm / norm)
             set_learning_rate(self.optimizer, lr)
+            self.before_update()
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm, admitted
