@@ -184,8 +184,15 @@ def tensors(model_folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Lines of metrics.jsonl, but for those of checkpoints: when they are written depends on the disk."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in found if line.get("event") != "checkpoint"]
+
+
+def saves(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl that tell of checkpoints."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in found if line.get("event") == "checkpoint"]
 
 
 def steps(run: Path) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ class Run:
             self.engine.initialise(self.recipe.seed)
         lost = self.log.truncate_after(self.progress.step)
         if checkpoint is not None or lost["lost_steps"]:
-            self.log.write({"event": "resume", "at_step": self.progress.step, **lost})
+            self.log.write({"event": "resume", "stage": self._stage_name, "at_step": self.progress.step, **lost})
         if not self.world.on_first(self.folder.forecast.exists):
             self.display.message("measuring the rate of each stage")
             forecast = expected(self.recipe, self.data, self.machine, self.engine)
@@ -318,6 +318,7 @@ class Run:
             self.log.write(
                 {
                     "event": "checkpoint",
+                    "stage": self._stage_name,
                     "at_step": report.step,
                     "committed": report.committed,
                     "blocked_seconds": report.blocked_seconds,
@@ -329,6 +330,10 @@ class Run:
     def _wait_for_saves(self) -> None:
         self.store.wait()
         self._log_saves()
+
+    @property
+    def _stage_name(self) -> str:
+        return self.recipe.stages[min(self.progress.stage, len(self.recipe.stages) - 1)].name
 
     @property
     def _arithmetic(self) -> str:
