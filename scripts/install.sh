@@ -9,6 +9,7 @@ name=install
 . "$(dirname "$0")/environment.sh"
 
 [ -x "$venv/bin/python" ] || make_environment
+# shellcheck disable=SC2119 # no further options of pip
 put_torch
 
 constraints=$(mktemp)

@@ -19,6 +19,7 @@ from moesaic.commands.options import (
     DataOption,
     JsonOption,
     KernelsOption,
+    LayoutOption,
     RecipeArg,
     SetOption,
     StageOption,
@@ -120,14 +121,15 @@ def train(
         typer.Option(metavar="SINK", help="tensorboard, wandb or trackio besides metrics.jsonl."),
     ] = None,
     kernels: KernelsOption = "auto",
+    layout: LayoutOption = None,
     values: SetOption = None,
 ) -> None:
     """Train a recipe, every stage or one.
 
-    Ends with a model folder in runs/NAME/model. Ctrl-C and SIGTERM save a checkpoint first. --data, --init
-    and --set change the recipe, in this order.
+    Ends with a model folder in runs/NAME/model. Ctrl-C and SIGTERM save a checkpoint first. --data, --init,
+    --layout and --set change the recipe, in this order.
     """
-    chosen = recipe_from(recipe, values, data, stage, init)
+    chosen = recipe_from(recipe, values, data, stage, init, layout)
     from moesaic.train.run import train as run_training
 
     folder = Path("runs") / (run or chosen.name)
