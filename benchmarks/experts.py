@@ -23,6 +23,7 @@ from moesaic.data import DataFolder, Loader, build_data
 from moesaic.evals import bits_per_byte
 from moesaic.model import Cache, Transformer, initialise
 from moesaic.model.kernels import choose_kernels
+from moesaic.parallel.engine import Engine
 from moesaic.recipe import Recipe, read_recipe
 from moesaic.train.machine import Machine
 from moesaic.train.memory import keep_freed_memory
@@ -52,7 +53,7 @@ def train(recipe: Recipe, data: DataFolder) -> tuple[Transformer, dict[str, Any]
         model = Transformer(recipe.model, machine.compute_dtype(stage.precision))
     model.use_kernels(choose_kernels("auto", machine.device)[0])
     initialise(model, recipe.seed)
-    step = TrainStep(model, stage, build_optimizer(model, stage.optimizer))
+    step = TrainStep(Engine.over(model), stage, build_optimizer(model.named_parameters(), stage.optimizer))
     loader = Loader(data, stage, recipe, seed=1)  # the same batches whatever the weights' seed
     done, seconds, norms, loads, curve = 0, 0.0, [], [], []
     while done < stage.tokens:

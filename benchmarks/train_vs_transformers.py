@@ -23,6 +23,7 @@ from moesaic.data import Batch
 from moesaic.model import Transformer, initialise
 from moesaic.model.kernels import choose_kernels
 from moesaic.model.peak import gemm_peak
+from moesaic.parallel.engine import Engine
 from moesaic.recipe import BatchStep, Model, Optimizer, Stage
 from moesaic.train.memory import keep_freed_memory
 from moesaic.train.optimizer import build_optimizer
@@ -56,7 +57,10 @@ def ours() -> Callable[[], float]:
         micro_batch=SEQUENCES,
         optimizer=Optimizer(lr=1e-4),
     )
-    step, draw = TrainStep(model, stage, build_optimizer(model, stage.optimizer)), batches()
+    step, draw = (
+        TrainStep(Engine.over(model), stage, build_optimizer(model.named_parameters(), stage.optimizer)),
+        batches(),
+    )
     positions = torch.arange(LENGTH).expand(SEQUENCES, LENGTH)
 
     def run() -> float:

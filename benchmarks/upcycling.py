@@ -27,6 +27,7 @@ from moesaic.evals import bits_per_byte
 from moesaic.interop import expert_distance, load_model, upcycle
 from moesaic.model import Transformer, select_trainable
 from moesaic.model.kernels import choose_kernels
+from moesaic.parallel.engine import Engine
 from moesaic.recipe import Recipe, read_recipe
 from moesaic.train.memory import keep_freed_memory
 from moesaic.train.optimizer import build_optimizer
@@ -65,7 +66,7 @@ def train(
     for parameter in list(model.parameters()):  # copies: arms must not share what they train
         parameter.data = parameter.data.clone()
     select_trainable(model, stage.trainable)
-    step = TrainStep(model, stage, build_optimizer(model, stage.optimizer), teacher)
+    step = TrainStep(Engine.over(model), stage, build_optimizer(model.named_parameters(), stage.optimizer), teacher)
     loader = Loader(data, stage, recipe, seed=seed)
     seconds, tokens, steps, losses = 0.0, 0, 0, []
     while seconds < 60 * minutes:

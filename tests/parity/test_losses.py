@@ -178,7 +178,7 @@ def one_step(
     """The first step of a fresh model; gradients as they are before the update."""
     built = model(balance_scope=scope, balance_weight=0.5, z_weight=0.1, init_std=0.1)
     settings_ = stage(micro_batch=micro_batch)
-    step = TrainStep(built, settings_, build_optimizer(built, settings_.optimizer))
+    step = TrainStep(Engine.over(built), settings_, build_optimizer(built.named_parameters(), settings_.optimizer))
     grads: dict[str, Tensor] = {}
     admit = step.spikes.admit
 
@@ -257,7 +257,7 @@ def test_previous_batch_uses_the_load_of_the_last_step_over_all_its_micro_batche
 def test_a_dense_model_has_no_router_losses() -> None:
     built = model(n_experts=1, top_k=1)
     settings_ = stage()
-    step = TrainStep(built, settings_, build_optimizer(built, settings_.optimizer))
+    step = TrainStep(Engine.over(built), settings_, build_optimizer(built.named_parameters(), settings_.optimizer))
     result = step(batch(ROWS, 32), lr=1e-3)
     assert (result.balance_loss, result.z_loss, result.load) == (0, 0, [])
     assert result.loss > 0

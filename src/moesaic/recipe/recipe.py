@@ -94,8 +94,10 @@ class Recipe(Part):
     def system_hash(self) -> str:
         """Hash of what decides the weights: model, data, stages, seed. Must match on resume."""
         tree = self.model_dump(mode="json", include={"model", "data", "stages", "seed"})
-        for step in (step for stage in tree["stages"] for step in stage["batch"]):
-            del step["dp"]  # where a batch is computed, not what
+        for stage in tree["stages"]:  # without where and in which pieces a batch is computed
+            del stage["micro_batch"]
+            for step in stage["batch"]:
+                del step["dp"]
         return _digest(tree)
 
     def full_hash(self) -> str:

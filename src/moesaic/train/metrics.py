@@ -76,7 +76,7 @@ class MetricsLog:
             kept = [line for line in lines if line.get("step", line.get("at_step", 0)) <= step]
             write_durably(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
             dropped = [line for line in lines if line.get("step", 0) > step]
-            cost["lost_steps"], cost["lost_seconds"] = len(dropped), sum(line["seconds"] for line in dropped)
+            cost["lost_steps"], cost["lost_seconds"] = len(dropped), sum(line.get("seconds", 0.0) for line in dropped)
             times = [line["time_iso"] for line in lines if "time_iso" in line]
             if times:
                 cost["down_seconds"] = max(0.0, (now - datetime.fromisoformat(times[-1])).total_seconds())

@@ -11,6 +11,7 @@ from synthetic import recipe
 
 import tiny
 from moesaic.model import Transformer, initialise
+from moesaic.parallel.engine import Engine
 from moesaic.plan.flops import training_flops
 from moesaic.plan.forecast import batch_ramp, forecast
 from moesaic.plan.shape import shape_of
@@ -103,7 +104,7 @@ def test_measuring_the_rates_changes_no_weight_and_times_every_batch(tiny_recipe
     model = Transformer(tiny_recipe.model)
     initialise(model, 1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    result = expected(tiny_recipe, tiny.data(tiny_recipe, tiny_home), Machine.detect(), model)
+    result = expected(tiny_recipe, tiny.data(tiny_recipe, tiny_home), Machine.detect(), Engine.over(model))
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert all(p.grad is None for p in model.parameters())
     assert all(s["seconds"] > 0 for s in result["stages"])

@@ -21,7 +21,7 @@ from moesaic.model import SamplingSettings, generate_tokens
 from moesaic.model.kernels import choose_kernels
 from moesaic.recipe import Recipe, read_recipe
 from moesaic.recipe.overrides import with_values
-from moesaic.train import checkpoint, metrics, watch
+from moesaic.train import checkpoint, checkpoint_files, metrics, watch
 from moesaic.train.report import write_report
 from moesaic.train.schedule import learning_rate
 
@@ -462,7 +462,10 @@ def test_a_bf16_run_resumes_bit_for_bit_with_the_kernels_it_began_with(
         assert train(recipe, tmp_path / "run", data_home=tiny_home) is None
     [newest] = [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.endswith("5")]
     kernels, _ = choose_kernels("auto", torch.device("cpu"))
-    assert json.loads((newest / "extra.json").read_text())["arithmetic"] == f"1 threads and {kernels.name} kernels"
+    assert (
+        json.loads((newest / "extra.json").read_text())["arithmetic"]
+        == f"1 threads, {kernels.name} kernels and layout of one process"
+    )
     assert train(recipe, tmp_path / "run", data_home=tiny_home, resume=True)
     assert_same_weights(tmp_path / "run" / "model", tmp_path / "whole" / "model")
     assert [s["loss"] for s in tiny.steps(tmp_path / "run")] == [s["loss"] for s in tiny.steps(tmp_path / "whole")]
@@ -472,7 +475,7 @@ def test_a_checkpoint_of_another_version_says_so(
     stopped: tuple[Path, list[Path]], tiny_recipe: Recipe, tiny_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, found = stopped
-    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    monkeypatch.setattr(checkpoint_files, "FORMAT", checkpoint_files.FORMAT + 1)
     assert "another version of moesaic" in str(checkpoint.problem_of(found[0]))
     with pytest.raises(CheckpointError, match="damaged"):
         train(tiny_recipe, run, data_home=tiny_home, resume=True)
