@@ -21,7 +21,7 @@ from moesaic.model import SamplingSettings, generate_tokens
 from moesaic.model.kernels import choose_kernels
 from moesaic.recipe import Recipe, read_recipe
 from moesaic.recipe.overrides import with_values
-from moesaic.train import checkpoint, metrics, watch
+from moesaic.train import checkpoint, checkpoint_files, metrics, watch
 from moesaic.train.report import write_report
 from moesaic.train.schedule import learning_rate
 
@@ -472,8 +472,8 @@ def test_a_checkpoint_of_another_version_says_so(
     stopped: tuple[Path, list[Path]], tiny_recipe: Recipe, tiny_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, found = stopped
-    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
-    assert "another version of moesaic" in str(checkpoint.problem_of(found[0]))
+    monkeypatch.setattr(checkpoint_files, "FORMAT", checkpoint_files.FORMAT + 1)
+    assert "another version of moesaic" in str(checkpoint_files.problem_of(found[0]))
     with pytest.raises(CheckpointError, match="damaged"):
         train(tiny_recipe, run, data_home=tiny_home, resume=True)
     assert sorted((run / "checkpoints").iterdir()) == found
