@@ -25,6 +25,7 @@ from moesaic.model import (
     next_token_loss_reference,
     z_loss,
 )
+from moesaic.parallel.engine import Engine
 from moesaic.train.optimizer import build_optimizer
 from moesaic.train.step import StepResult, TrainStep
 from tiny import batch, model, stage

@@ -80,7 +80,7 @@ class _Job:
     background: bool
     blocked: float = 0.0  # seconds
     copied: threading.Event = field(default_factory=threading.Event)
-    thread: threading.Thread | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
     size: int = 0  # bytes, once committed
     error: BaseException | None = None  # a bug, not a failure of the disk
 
@@ -143,9 +143,12 @@ class CheckpointStore:
         if not overlap:
             self._copy_now(job)
         job.blocked = time.perf_counter() - began
-        job.thread = threading.Thread(target=self._run, args=(job,), name=f"save of step {step}", daemon=False)
         self._job = job
-        job.thread.start()
+        try:
+            threading.Thread(target=self._run, args=(job,), name=f"save of step {step}", daemon=False).start()
+        except RuntimeError:  # the system gives no more threads: there is nothing to wait for
+            self._job = None
+            raise
         if background:
             return True
         return self.wait()
@@ -163,8 +166,10 @@ class CheckpointStore:
         Raises what ended it if that was a bug rather than a disk.
         """
         job = self._job
-        if job is not None and job.thread is not None:
-            job.thread.join()
+        if job is not None:
+            # Not Thread.join: where Ctrl-C interrupts that, Python before 3.13 takes the thread for ended and leaves it
+            # behind when the interpreter ends.
+            job.ended.wait()
             self._job = None
             self._committed = job.size > 0
             if job.error is not None:
@@ -251,6 +256,7 @@ class CheckpointStore:
             seconds = time.perf_counter() - job.began
             blocked = job.blocked if job.background else seconds
             self._reports.put(SaveReport(job.step, blocked, seconds, job.size, job.size > 0))
+            job.ended.set()
 
     def _write_with_retries(self, job: _Job) -> None:
         for attempt in range(self.retries + 1):

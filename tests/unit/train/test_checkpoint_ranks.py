@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, zeros
@@ -137,6 +138,9 @@ def test_a_layout_reads_what_another_wrote_bit_for_bit(tmp_path: Path) -> None:
     assert reports == [[(on_disk, True)]] * 4
     files = json.loads((path / "manifest.json").read_bytes())["files"]
     assert {f"__{rank}_0.distcp" for rank in range(4)} | {".metadata", "extra.json"} == files.keys()
+
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    assert all(chunk.sizes.numel() for tensor in stored.values() for chunk in tensor.chunks)  # no empty pieces
 
     store, state = store_at(tmp_path / "one"), plain(fill=False)
     assert store.load(path, {"model": state}) == {"written by": 4}

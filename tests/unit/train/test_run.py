@@ -462,10 +462,8 @@ def test_a_bf16_run_resumes_bit_for_bit_with_the_kernels_it_began_with(
         assert train(recipe, tmp_path / "run", data_home=tiny_home) is None
     [newest] = [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.endswith("5")]
     kernels, _ = choose_kernels("auto", torch.device("cpu"))
-    assert (
-        json.loads((newest / "extra.json").read_text())["arithmetic"]
-        == f"1 threads, {kernels.name} kernels and layout of one process"
-    )
+    arithmetic = json.loads((newest / "extra.json").read_text())["arithmetic"]
+    assert arithmetic == f"1 threads, {kernels.name} kernels and layout of one process"
     assert train(recipe, tmp_path / "run", data_home=tiny_home, resume=True)
     assert_same_weights(tmp_path / "run" / "model", tmp_path / "whole" / "model")
     assert [s["loss"] for s in tiny.steps(tmp_path / "run")] == [s["loss"] for s in tiny.steps(tmp_path / "whole")]
@@ -476,7 +474,7 @@ def test_a_checkpoint_of_another_version_says_so(
 ) -> None:
     run, found = stopped
     monkeypatch.setattr(checkpoint_files, "FORMAT", checkpoint_files.FORMAT + 1)
-    assert "another version of moesaic" in str(checkpoint.problem_of(found[0]))
+    assert "another version of moesaic" in str(checkpoint_files.problem_of(found[0]))
     with pytest.raises(CheckpointError, match="damaged"):
         train(tiny_recipe, run, data_home=tiny_home, resume=True)
     assert sorted((run / "checkpoints").iterdir()) == found
