@@ -27,10 +27,12 @@ def apply_expert_parallel(part: Part, meshes: Meshes, ledger: Ledger) -> None:
     """
     layout = meshes.layout
     for name, experts, routed in named_experts(part):
+        first = name + ".w_in" in ledger.width_first
         if not routed:
+            if first and meshes.tp is None:  # else dealt out with all that is dense
+                use_local(experts, expert_views(first))
             continue
         ledger.routed |= {f"{name}.{weight}" for weight, _ in experts.named_parameters()}
-        first = name + ".w_in" in ledger.width_first
         by_expert, by_width = (Shard(1), Shard(0)) if first else (Shard(0), Shard(2))
         names = [("ep", by_expert)] * (layout.ep > 1) + [("etp", by_width)] * (layout.etp > 1)
         if names and meshes.experts is not None:

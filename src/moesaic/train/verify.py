@@ -244,9 +244,8 @@ def compare(layout: Layout, reference: Mapping[str, Tensor], found: Mapping[str,
     """The first tensor that differs by more than its tolerance or is missing, and the largest difference of each kind."""
     first, largest = None, dict.fromkeys(KINDS, 0.0)
     for name, expected in reference.items():
-        scale = max(1.0, float(expected.abs().max()))
-        got = found.get(name)
-        by = float("inf") if got is None else float((got.double() - expected.double()).abs().max())
+        scale, got = max(1.0, _largest(expected)), found.get(name)
+        by = float("inf") if got is None else _largest(got.double() - expected.double())
         kind = name.partition(" ")[0]
         if kind in largest:
             largest[kind] = max(largest[kind], by / scale)
@@ -254,6 +253,10 @@ def compare(layout: Layout, reference: Mapping[str, Tensor], found: Mapping[str,
             first = Difference(name if got is not None else f"{name} (missing)", by, scale)
     more = [Difference(f"{n} (left over)", float("inf"), 1.0) for n in found if n not in reference]
     return Verdict(layout, largest, first or next(iter(more), None))
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.abs().max()) if x.numel() else 0.0
 
 
 def traces(rank: int, cases: Sequence[tuple[Case, Layout, int]]) -> list[dict[str, Tensor]]:
