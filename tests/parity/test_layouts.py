@@ -38,6 +38,7 @@ UNEVEN = small(vocab_size=251, d_ff=30, n_experts=6, d_model=36, head_dim=6, n_h
 SEVEN = small(n_layers=7)
 STARVED = small({"starved": 6}, top_k=2)
 ONE_CHOICE = small(top_k=1, norm_top_k=False)
+SINGLE = small({"micro_batch": 1})
 FEW = small({"sequences": 2}, n_layers=8)
 FROZEN = small({"trainable": ("layers.*.experts.*", "layers.*.attention.wk", "norm.weight")}, n_layers=2)
 
@@ -70,6 +71,9 @@ VARIANTS: dict[str, tuple[Case, str]] = {
     "experts without tokens": (STARVED, "dp=4,ep=4"),
     "experts without tokens, weights sharded": (STARVED, "dp=4,ep=2,zero=3"),
     "experts without tokens, tensor": (STARVED, "tp=2,ep=2"),
+    "one sequence at a time, context": (SINGLE, "cp=2"),
+    "one sequence at a time, tensor": (SINGLE, "tp=2,etp=2"),
+    "one sequence at a time, context and tensor": (SINGLE, "cp=2,tp=2,ep=4"),
     "one expert a token": (ONE_CHOICE, "dp=2,ep=2"),
     "frozen weights, copied": (FROZEN, "dp=2,zero=0"),
     "frozen weights, tensor": (FROZEN, "tp=2,dp=2,zero=0,ep=2"),
