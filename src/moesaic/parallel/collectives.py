@@ -21,7 +21,11 @@ ROWS, SEQUENCE = 0, 1  # dimension of rows in `[rows, d]`, of positions in `[bat
 
 def gather(x: Tensor, dim: int, group: ProcessGroup | None) -> Tensor:
     """Pieces put together along `dim` in the order of ranks; backward sums gradients and cuts them."""
-    return x if group is None else arrived(all_gather_single_autograd(x.contiguous(), dim, group))
+    if group is None:
+        return x
+    # Not by torch along `dim`: for one sequence it takes a view of what has not arrived, and the gradient is lost.
+    pieces = arrived(all_gather_single_autograd(x.contiguous(), 0, group))
+    return pieces if dim == 0 else torch.cat(pieces.chunk(group.size()), dim=dim)
 
 
 def scatter_sum(x: Tensor, dim: int, group: ProcessGroup | None) -> Tensor:

@@ -28,8 +28,8 @@ def apply_expert_parallel(part: Part, meshes: Meshes, ledger: Ledger) -> None:
     layout = meshes.layout
     for name, experts, routed in named_experts(part):
         first = name + ".w_in" in ledger.width_first
-        if not routed:  # dealt out with tensor parallelism, if there is any
-            if first and meshes.tp is None:
+        if not routed:
+            if first and meshes.tp is None:  # else dealt out with all that is dense
                 use_local(experts, expert_views(first))
             continue
         ledger.routed |= {f"{name}.{weight}" for weight, _ in experts.named_parameters()}

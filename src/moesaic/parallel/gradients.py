@@ -48,6 +48,7 @@ class Gradients:
         self.routed: set[str] = set().union(*(x.routed for x in ledgers))
         tied = parts[0].config.tie_embeddings and meshes.layout.pp > 1
         self.tied = [part.embedding for part in parts if part.embedding is not None] if tied else []
+        self.ends = meshes.ends if tied else None  # here, for making a group takes every rank, middle stages too
 
     def weights(self) -> Iterator[Weight]:
         """Every weight that is trained."""
@@ -82,7 +83,7 @@ class Gradients:
             pieces[0] += pieces[1]
             pieces[1].copy_(pieces[0])
         elif pieces:
-            sum_(pieces[0], self.meshes.ends)
+            sum_(pieces[0], self.ends)
 
     def norm(self) -> float:
         """Euclidean norm of the gradient of the whole model, the same on every rank."""
