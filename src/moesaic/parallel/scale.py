@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
+from moesaic.errors import MoesaicError
 from moesaic.parallel.engine import Engine
 from moesaic.parallel.meshes import Place
 from moesaic.parallel.private import local, local_shape, pretended_ranks
@@ -188,12 +189,15 @@ def table(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     """Print the table of one recipe. Exits with 1 where a parameter is missing or too much."""
-    parser = argparse.ArgumentParser(prog="moesaic.parallel.scale", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="moesaic.parallel.scale", description=__doc__.splitlines()[0])
     parser.add_argument("recipe", help="a recipe's name or file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one value")
     arguments = parser.parse_args()
-    recipe = read_recipe(arguments.recipe, arguments.set)
-    rows = check_scale(recipe)
+    try:
+        recipe = read_recipe(arguments.recipe, arguments.set)
+        rows = check_scale(recipe)
+    except MoesaicError as error:
+        sys.exit(str(error))
     print(f"{recipe.name}: {recipe.layout.world:,} ranks, {rows[-1].host_mb:,.0f} MB of host memory")
     print(table(rows))
     sys.exit(any(built != planned for built, planned in (r.parameters for r in rows)))
