@@ -1,8 +1,8 @@
 """Which rank does what: several views of the same ranks, pipeline slowest and tensor fastest.
 
-    data      pp x dp x cp x tp            who reads which sequences, and which part of them
-    dense     pp x fsdp x tp               who holds which piece of dense weights (fsdp = dp x cp)
-    experts   pp x edp x ep x etp          the same ranks again, for experts (parallel folding)
+data      pp x dp x cp x tp            who reads which sequences, and which part of them
+dense     pp x fsdp x tp               who holds which piece of dense weights (fsdp = dp x cp)
+experts   pp x edp x ep x etp          the same ranks again, for experts (parallel folding)
 """
 
 from dataclasses import dataclass
