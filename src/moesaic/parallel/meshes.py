@@ -54,7 +54,8 @@ class Meshes:
         if world.size == 1:
             return
         L = layout
-        everyone = init_device_mesh(world.device.type, (L.world,), mesh_dim_names=("world",))
+        device = "cpu" if world.device.type == "meta" else world.device.type  # shapes alone: see scale.py
+        everyone = init_device_mesh(device, (L.world,), mesh_dim_names=("world",))
         self.dense = unflatten(everyone, (L.pp, L.dp * L.cp, L.tp), ("pp", "fsdp", "tp"))
         self.experts = unflatten(everyone, (L.pp, L.edp, L.ep, L.etp), ("_pp", "edp", "ep", "etp"))
         if L.cp > 1:

@@ -1,7 +1,9 @@
 """What torch keeps private and we need: every such name stands here and has a test; a new torch breaks one file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._functional_collectives import (
     AsyncCollectiveTensor,
@@ -10,7 +12,7 @@ from torch.distributed._functional_collectives import (
     reduce_scatter_single_autograd,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
@@ -23,6 +25,26 @@ def box_of(weight: DTensor) -> tuple[slice, ...]:
     """Which box of the whole tensor this rank holds."""
     shape, offset = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)
     return tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+
+
+def local_shape(weight: DTensor, placements: Sequence[Placement]) -> tuple[int, ...]:
+    """Shape of this rank's piece if `weight` were placed like that on its mesh."""
+    return tuple(compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, placements)[0])
+
+
+@contextmanager
+def pretended_ranks(rank: int, size: int) -> Iterator[None]:
+    """A process group in which this process is one of `size`, the others do not exist and nothing is sent.
+
+    Meshes and sharded weights come out as on that rank; results of collectives have no meaning.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def arrived(x: Tensor) -> Tensor:
@@ -41,6 +63,8 @@ __all__ = [
     "arrived",
     "box_of",
     "local",
+    "local_shape",
+    "pretended_ranks",
     "reduce_scatter_single_autograd",
     "unflatten",
 ]

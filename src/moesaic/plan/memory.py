@@ -101,6 +101,25 @@ def memory(shape: Shape, job: Job, layouts: Layouts, stack: Stack) -> Memory:
     )
 
 
+@dataclass(frozen=True)
+class Held:
+    """What one device holds between two steps and until gradients are reduced; activations apart."""
+
+    parameters: Array  # of its stage, before replicas divide anything
+    weights: Array  # bytes, as the two below
+    gradients: Array
+    optimizer: Array
+
+
+def held(shape: Shape, job: Job, layouts: Layouts, index: Array) -> Held:
+    """What a device of the stage at `index` (0 to pp - 1) holds."""
+    L = layouts.floats
+    plain, routed = _parameters(on_rank(shape, L), stage(shape, L, index), L)
+    each = _bytes(job, L)
+    kinds = (each.weights, each.gradients, each.optimizer)
+    return Held(plain + routed, *(plain * of_plain + routed * of_routed for of_plain, of_routed in kinds))
+
+
 def memory_total(shape: Shape, job: Job, layouts: Layouts, stack: Stack, micro_batches: Array | None = None) -> Array:
     """`memory(...).total` without its parts, several times faster.
 
@@ -178,14 +197,21 @@ def stage_load(
         (parts.sparse_layer * plain_shared + parts.experts * routed_shared) * (sparse > 0),
     )
     tokens = L.micro_batch * (job.seq_len / L.cp)
+    plain, routed = _parameters(parts, place, L)
     return _Stage(
-        plain=dense * parts.dense_layer + sparse * parts.sparse_layer + parts.outside(place, L),
-        routed=sparse * parts.experts,
+        plain=plain,
+        routed=routed,
         gathered=np.minimum(dense + sparse, 2) * widest,
         activations=flight * (dense * dense_kept + sparse * sparse_kept) + working,
         # bf16, and fp32 for the loss
         logits=np.where(place.last(L), tokens * (shape.vocab_size / L.tp * 6), 0.0),
     )
+
+
+def _parameters(parts: RankParameters, place: Stage, L: Layouts) -> tuple[Array, Array]:
+    """Parameters of a stage on one device: outside the experts and in them."""
+    plain: Array = place.dense * parts.dense_layer + place.sparse * parts.sparse_layer + parts.outside(place, L)
+    return plain, place.sparse * parts.experts
 
 
 def layer_activations(shape: Shape, job: Job, L: Layouts, stack: Stack) -> tuple[Array, Array, Array, Array]:
