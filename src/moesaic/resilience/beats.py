@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -74,13 +74,16 @@ class BeatFile:
 class Heartbeat(Observer):
     """Writes a beat at each phase of each step."""
 
-    def __init__(self, file: BeatFile) -> None:
-        self.file = file
+    def __init__(self, file: BeatFile, working: Callable[[], tuple[float, str]] | None = None) -> None:
+        """`working`: seconds worked since it was last asked, and where (`WorkClock.take`)."""
+        self.file, self.working = file, working
         self._began = 0.0
 
     def step_begins(self, step: int) -> None:
         """See `Observer`."""
         self._began = time.perf_counter()
+        if self.working is not None:
+            self.working()  # what lies between steps does not count
         if not self.file.beat.first:
             self.file.write(phase="step", step=step, first=step, first_at=time.time())
         else:
@@ -93,7 +96,9 @@ class Heartbeat(Observer):
     def step_ends(self, line: Mapping[str, Any]) -> None:
         """See `Observer`."""
         seconds = time.perf_counter() - self._began
-        self.file.write(phase="between", steps=self.file.beat.steps + 1, seconds=seconds)
+        working, place = (None, "") if self.working is None else self.working()
+        steps = self.file.beat.steps + 1
+        self.file.write(phase="between", steps=steps, seconds=seconds, working=working, busy_in=place)
 
     def saving(self, step: int, phase: SavePhase) -> None:
         """See `Observer`. A save that goes on behind training does not hide where training stands."""

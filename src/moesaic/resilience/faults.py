@@ -59,7 +59,9 @@ class Fault:
         if self.kind not in KINDS:
             raise MoesaicError(f"fault {self.kind!r}: there is no such kind; choose from {', '.join(KINDS)}")
         if self.step < 1 or self.rank < 0:
-            raise MoesaicError(f"fault {self.kind} at step {self.step} on rank {self.rank}: steps count from 1, ranks from 0")
+            raise MoesaicError(
+                f"fault {self.kind} at step {self.step} on rank {self.rank}: steps count from 1, ranks from 0"
+            )
 
     @property
     def name(self) -> str:
@@ -193,10 +195,12 @@ def schedule(
     something to show afterwards. Raises MoesaicError when there is no room for so many.
     """
     first, last = every + 1, steps - every
-    saves = [s for s in range(2 * every, last + 1, every)]
+    saves = list(range(2 * every, last + 1, every))
     room = sum((len(saves) if k in AT_A_SAVE else max(0, last - first + 1)) * world for k in kinds)
     if count > room // 2 or not saves:
-        raise MoesaicError(f"{count} faults in {steps} steps: there is room for {room // 2}; take more steps or fewer faults")
+        raise MoesaicError(
+            f"{count} faults in {steps} steps: there is room for {room // 2}; take more steps or fewer faults"
+        )
     dice = random.Random(seed)
     found: set[Fault] = set()
     while len(found) < count:

@@ -18,7 +18,8 @@ import torch
 
 from moesaic.errors import MoesaicError
 from moesaic.resilience.beats import BeatFile, Heartbeat, alive, offer_stack, read_beats
-from moesaic.train.observer import Observer
+from moesaic.resilience.localise import GradientWatch, WorkClock
+from moesaic.train.observer import Observer, Observers
 from moesaic.train.outcome import Outcome
 
 STOPPED = 128 + signal.SIGTERM  # exit code
@@ -44,10 +45,15 @@ class Rank:
     number: int
     start: Start
     beats: BeatFile
-    observer: Observer = field(init=False)
+    _clock: WorkClock | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.observer = Heartbeat(self.beats)
+        self._clock = WorkClock() if self.start.world > 1 else None
+
+    def observer(self, *more: Observer) -> Observer:
+        """Heartbeats with the clock that finds slow ranks, then `more`, then the watch over gradients."""
+        pulse = Heartbeat(self.beats, None if self._clock is None else self._clock.take)
+        return Observers(pulse, *more, GradientWatch(self.start.run, self.number))
 
 
 Worker = Callable[..., Outcome]

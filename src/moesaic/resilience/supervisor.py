@@ -121,7 +121,7 @@ class Supervisor:
             signals_to_handle="SIGTERM,SIGINT",
         )
         before = set(multiprocessing.active_children())
-        with Watchdog(self.run, start.world, self.limits, self._went_on(start)) as watchdog:
+        with Watchdog(self.run, start.world, self.limits, self._went_on(start), self.say) as watchdog:
             try:
                 returned = elastic_launch(config, run_rank)(worker, start, arguments)
                 outcome: Outcome = returned[0]
@@ -171,7 +171,7 @@ class Supervisor:
         folder.mkdir(exist_ok=True)
         for old in sorted(p for p in folder.glob("start_*"))[: -(LOGS_KEPT - 1)]:
             shutil.rmtree(old, ignore_errors=True)
-        redirects = {rank: Std.ALL for rank in range(start.world)}
+        redirects = dict.fromkeys(range(start.world), Std.ALL)
         if self.show:
             redirects[0] = Std.ERR
         return DefaultLogsSpecs(log_dir=str(folder), redirects=redirects)
@@ -205,7 +205,9 @@ def _check_free(port: int) -> None:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
-                raise MoesaicError(f"port {port} of 127.0.0.1: {error.strerror}; give another, or 0 for a free one") from error
+                raise MoesaicError(
+                    f"port {port} of 127.0.0.1: {error.strerror}; give another, or 0 for a free one"
+                ) from error
 
 
 def _end(processes: set[Any]) -> None:

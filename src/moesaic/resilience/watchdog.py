@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moesaic.resilience.beats import Beat, alive, ask_stack, read_beats
-from moesaic.resilience.incidents import report
+from moesaic.resilience.incidents import incidents, report
 from moesaic.resilience.limits import Limits
+from moesaic.resilience.localise import SlowRanks, first_not_finite
+from moesaic.resilience.places import waits
 
 LOOK_S = 0.05  # between two looks
 REMEMBERED = 64  # steps, for the median
@@ -24,9 +26,18 @@ class Watchdog:
     ranks that had to be ended because nothing moved, `first_step` when a step of this start began.
     """
 
-    def __init__(self, run: Path, world: int, limits: Limits, on_step: Callable[[int, float], None]) -> None:
-        """`on_step(step, time)` is called once, when rank 0 begins its first step."""
-        self.run, self.world, self.limits, self.on_step = run, world, limits, on_step
+    def __init__(
+        self,
+        run: Path,
+        world: int,
+        limits: Limits,
+        on_step: Callable[[int, float], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """`on_step(step, time)` is called once, when rank 0 begins its first step; `say` tells what else is found."""
+        self.run, self.world, self.limits, self.on_step, self.say = run, world, limits, on_step, say
+        self._slow = SlowRanks()
+        self._told = max((i["step"] for i in incidents(run, "not_finite")), default=0)
         self.gone: dict[int, float] = {}
         self.ended: dict[int, float] = {}  # ranks that failed and said so
         self.hang: str | None = None
@@ -75,6 +86,17 @@ class Watchdog:
         if first.steps > self._steps:
             self._steps = first.steps
             self._seconds.append(first.seconds)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say which rank is slow, and where a gradient was not finite."""
+        for slow in self._slow.look(self.beats):
+            report(self.run, "slow", rank=slow.rank, seconds=slow.seconds, where=slow.place)
+            self.say(str(slow))
+        done = min((beat.step for beat in self.beats.values()), default=0)  # all ranks have reported earlier steps
+        for step in sorted({i["step"] for i in incidents(self.run, "not_finite") if self._told < i["step"] < done}):
+            self._told = step
+            self.say(str(first_not_finite(self.run, step)))
 
     def _find_hang(self) -> None:
         """End the ranks when one has shown no sign of life for too long."""
@@ -108,23 +130,3 @@ class Watchdog:
             if beat.end not in ("returned", "stopped"):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(beat.pid, signal.SIGKILL)
-
-
-def waits(place: str) -> bool:
-    """Whether a rank at this innermost frame waits for other ranks ("file.py:12 function")."""
-    file, _, rest = place.partition(":")
-    return (file, rest.partition(" ")[2]) in WAITING or (file, "") in WAITING
-
-
-# Innermost Python frames of a rank that waits for others: files whole, or functions of files that also compute.
-WAITING = frozenset(
-    {
-        ("distributed_c10d.py", ""),
-        ("_functional_collectives.py", ""),
-        ("collectives.py", ""),
-        ("schedules.py", "_wait_batch_p2p"),
-        ("_fsdp_collectives.py", ""),
-        ("_fsdp_param_group.py", "wait_for_unshard"),
-        ("_fsdp_param_group.py", "_wait_for_post_backward"),
-    }
-)

@@ -18,7 +18,6 @@ from moesaic.resilience.faults import Fault, FaultInjector
 from moesaic.resilience.rank import Rank
 from moesaic.train.checkpoint import CheckpointStore
 from moesaic.train.metrics import MetricsLog
-from moesaic.train.observer import Observers
 from moesaic.train.outcome import Outcome
 from moesaic.train.stop import StopRequest
 
@@ -29,11 +28,12 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.ballast = nn.Parameter(torch.zeros(64, 1024))  # more than fits a file of the full disk
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = torch.tanh(layer(x))
-        return x
+        return x + self.ballast.sum()
 
 
 def train(rank: Rank, steps: int, faults: tuple[Fault, ...] = (), pause: float = 0.0, trouble: str = "") -> Outcome:
@@ -55,7 +55,7 @@ def _train(rank: Rank, steps: int, faults: tuple[Fault, ...], pause: float, trou
     net = Net()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     store = CheckpointStore(run / "checkpoints", keep=2, retries=0, warn=lambda line: None)
-    observer = Observers(rank.observer, FaultInjector(faults, run, number))
+    observer = rank.observer(FaultInjector(faults, run, number))
     done = 0
     if (good := store.newest_good()) is not None:
         state = _state(net, optimizer)
@@ -74,6 +74,7 @@ def _train(rank: Rank, steps: int, faults: tuple[Fault, ...], pause: float, trou
                 store.save(done, _state(net, optimizer), {"step": done})
                 return Outcome("stopped")
             step = done + 1
+            began = time.perf_counter()
             observer.step_begins(step)
             if pause:
                 time.sleep(pause)
@@ -93,7 +94,7 @@ def _train(rank: Rank, steps: int, faults: tuple[Fault, ...], pause: float, trou
             total = loss.detach().clone()
             dist.all_reduce(total)
             done = step
-            line = {"step": step, "loss": total.item(), "grad_norm": norm, "seconds": 0.0}
+            line = {"step": step, "loss": total.item(), "grad_norm": norm, "seconds": time.perf_counter() - began}
             if number == 0:
                 log.write(line)
             observer.step_ends(line)
