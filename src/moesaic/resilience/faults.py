@@ -19,6 +19,7 @@ from torch import nn
 
 from moesaic.errors import MoesaicError
 from moesaic.model.block import Block
+from moesaic.parallel.private import local
 from moesaic.recipe import Stage
 from moesaic.resilience.incidents import report
 from moesaic.train.observer import Observer, SavePhase
@@ -98,12 +99,9 @@ class FaultInjector(Observer):
     def gradients_ready(self, step: int) -> None:
         """See `Observer`."""
         if self._due(step, "nan"):
-            for parameter in self._parameters:
-                if parameter.grad is not None:
-                    gradient = parameter.grad
-                    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-                    local.view(-1)[0] = torch.nan
-                    return
+            there = [local(p.grad) for p in self._parameters if p.grad is not None]
+            filled = [g for g in there if g.numel()]
+            filled[len(filled) // 2].view(-1)[0] = torch.nan
 
     def saving(self, step: int, phase: SavePhase) -> None:
         """See `Observer`."""

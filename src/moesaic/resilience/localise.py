@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from moesaic.parallel.private import local
 from moesaic.recipe import Stage
 from moesaic.resilience.beats import Beat
 from moesaic.resilience.incidents import incidents, report
@@ -149,7 +149,7 @@ class GradientWatch(Observer):
         if not (measuring or self._cheap or self._armed):
             return
         began = time.perf_counter()
-        there = [(n, _local(p.grad)) for n, p in self._named if p.grad is not None]
+        there = [(n, local(p.grad)) for n, p in self._named if p.grad is not None]
         if there:
             norms = torch._foreach_norm([g for _, g in there], math.inf)
             self._seen = [(n, norm) for (n, _), norm in zip(there, norms, strict=True)]
@@ -218,7 +218,3 @@ def backward_order(name: str) -> tuple[int, int]:
 def _inside(words: Iterable[str]) -> int:
     """Within a layer: experts and router come before attention."""
     return 1 if any("attention" in word for word in words) else 0
-
-
-def _local(gradient: Tensor) -> Tensor:
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

@@ -33,7 +33,7 @@ class Net(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = torch.tanh(layer(x))
-        return x + self.ballast.sum()
+        return x + 0.0 * self.ballast.sum()
 
 
 def train(rank: Rank, steps: int, faults: tuple[Fault, ...] = (), pause: float = 0.0, trouble: str = "") -> Outcome:
