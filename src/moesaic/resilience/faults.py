@@ -101,7 +101,8 @@ class FaultInjector(Observer):
         if self._due(step, "nan"):
             there = [local(p.grad) for p in self._parameters if p.grad is not None]
             filled = [g for g in there if g.numel()]
-            filled[len(filled) // 2].view(-1)[0] = torch.nan
+            struck = filled[len(filled) // 2]
+            struck[(0,) * struck.ndim] = torch.nan
 
     def saving(self, step: int, phase: SavePhase) -> None:
         """See `Observer`."""

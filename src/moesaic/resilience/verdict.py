@@ -45,10 +45,12 @@ def judge(watchdog: Watchdog, exit_codes: Mapping[int, int]) -> Verdict:
     if watchdog.hang is not None:
         rank = watchdog.hung[0]
         return replace(_verdict(beats.get(rank), rank, watchdog.hang, now), hang=True)
-    if mendable := [b for b in failed if b.mendable]:
+    first_gone = min(watchdog.gone.values(), default=now)
+    # An error of the user's comes first or not at all: later ones are how the rest meets a partner that is gone.
+    if mendable := [b for b in failed if b.mendable and b.at <= first_gone]:
         first = min(mendable, key=lambda b: b.rank)
         return _verdict(first, first.rank, first.text, first.at)
-    if own := [b for b in failed if not partner_gone(b)]:
+    if own := [b for b in failed if b.at <= first_gone and not partner_gone(b)]:
         return _verdict(own[0], own[0].rank, f"raised {own[0].error}: {_line(own[0].text)}", own[0].at)
     if watchdog.gone:
         rank, at = min(watchdog.gone.items(), key=lambda item: item[1])
