@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from moesaic.errors import RecipeError
 from moesaic.recipe import Stage
@@ -54,13 +53,17 @@ def _train(rank: Rank, steps: int, faults: tuple[Fault, ...], pause: float, trou
     torch.manual_seed(0)
     net = Net()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
-    store = CheckpointStore(run / "checkpoints", keep=2, retries=0, warn=lambda line: None)
     observer = rank.observer(FaultInjector(faults, run, number))
+    store = CheckpointStore(
+        run / "checkpoints",
+        keep=2,
+        retries=0,
+        warn=lambda line: None,
+        on_phase=lambda step, phase: observer.saving(step, phase),
+    )
     done = 0
     if (good := store.newest_good()) is not None:
-        state = _state(net, optimizer)
-        done = store.load(good, state)["step"]
-        set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        done = store.load(good, _state(net, optimizer))["step"]
     log = MetricsLog(run / "metrics.jsonl")
     if number == 0:
         log.truncate_after(done)
@@ -71,7 +74,7 @@ def _train(rank: Rank, steps: int, faults: tuple[Fault, ...], pause: float, trou
             asked = torch.tensor([float(stop.requested)])
             dist.all_reduce(asked)
             if asked.item():
-                store.save(done, _state(net, optimizer), {"step": done})
+                store.save(done, _state(net, optimizer), {"step": done}, background=False)
                 return Outcome("stopped")
             step = done + 1
             began = time.perf_counter()
@@ -99,19 +102,24 @@ def _train(rank: Rank, steps: int, faults: tuple[Fault, ...], pause: float, trou
                 log.write(line)
             observer.step_ends(line)
             if done % EVERY == 0 and done < steps:
-                observer.saving(done, "copied")
-                saved = store.save(done, _state(net, optimizer), {"step": done})
-                observer.saving(done, "written")
-                if saved:
-                    observer.saving(done, "committed")
+                store.save(done, _state(net, optimizer), {"step": done}, background=False)
             if trouble == "grow" and done == EVERY and world == 1:
                 return Outcome("again", world=2)
     return Outcome("finished", run)
 
 
 def _state(net: Net, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    model, state = get_state_dict(net, optimizer)
-    return {"model": model, "optimizer": state}
+    """Weights and moments, sharing memory; AdamW makes its moments at the first step."""
+    moments = {}
+    for name, p in net.named_parameters():
+        if not optimizer.state[p]:
+            optimizer.state[p] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+        moments[name] = dict(optimizer.state[p])
+    return {"model": {n: p.detach() for n, p in net.named_parameters()}, "optimizer": moments}
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
