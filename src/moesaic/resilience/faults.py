@@ -19,7 +19,6 @@ from torch import nn
 
 from moesaic.errors import MoesaicError
 from moesaic.model.block import Block
-from moesaic.parallel.private import local
 from moesaic.recipe import Stage
 from moesaic.resilience.incidents import report
 from moesaic.train.observer import Observer, SavePhase
@@ -80,13 +79,11 @@ class FaultInjector(Observer):
         self._step = 0
         self._slow_until = 0
         self._limit: tuple[int, int] | None = None  # of file sizes, before the disk was full
-        self._parameters: list[nn.Parameter] = []
 
     def stage_ready(self, stage: Stage, parts: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> None:
         """Attach to the first block here: forward, backward; and to the optimizer."""
         if not self._mine:
             return
-        self._parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
         block = first_block(parts)
         block.register_forward_pre_hook(self._before_forward)
         block.register_forward_hook(self._after_forward)
@@ -95,14 +92,6 @@ class FaultInjector(Observer):
     def step_begins(self, step: int) -> None:
         """See `Observer`."""
         self._step = step
-
-    def gradients_ready(self, step: int) -> None:
-        """See `Observer`."""
-        if self._due(step, "nan"):
-            there = [local(p.grad) for p in self._parameters if p.grad is not None]
-            filled = [g for g in there if g.numel()]
-            struck = filled[len(filled) // 2]
-            struck[(0,) * struck.ndim] = torch.nan
 
     def saving(self, step: int, phase: SavePhase) -> None:
         """See `Observer`."""
@@ -132,8 +121,13 @@ class FaultInjector(Observer):
         if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
             tensor.register_hook(self._in_backward)
 
-    def _in_backward(self, gradient: torch.Tensor) -> None:
+    def _in_backward(self, gradient: torch.Tensor) -> torch.Tensor | None:
         self._fire(self._step, "kill_backward")
+        if not self._due(self._step, "nan"):
+            return None
+        struck = gradient.clone()  # from here it spreads to all that is behind in this rank's backward pass
+        struck[(0,) * struck.ndim] = torch.nan
+        return struck
 
     def _fire(self, step: int, kind: Kind) -> None:
         if self._due(step, kind):

@@ -22,6 +22,7 @@ from moesaic.recipe import Stage
 from moesaic.resilience.beats import Beat
 from moesaic.resilience.incidents import incidents, report
 from moesaic.resilience.places import waits
+from moesaic.resilience.reductions import WatchedReduction, watch_reductions
 from moesaic.train.observer import Observer
 
 SAMPLE_S = 0.005
@@ -126,11 +127,16 @@ class SlowRanks:
 
 
 class GradientWatch(Observer):
-    """Remembers the norm of each local gradient before reduction, and tells when the whole turned out not finite."""
+    """Remembers the norm of each local gradient, and tells when the whole turned out not finite.
+
+    Where gradients are reduced in the backward pass itself (FSDP2), a local gradient is a piece of a sum over ranks:
+    it tells the tensor but not the rank. There what goes into each reduction is looked at as well.
+    """
 
     def __init__(self, run: Path, rank: int) -> None:
         self.run, self.rank = run, rank
         self._named: list[tuple[str, nn.Parameter]] = []
+        self._reductions: list[WatchedReduction] = []
         self._seen: list[tuple[str, Tensor]] = []
         self._trials: list[float] = []
         self._took = 0.0
@@ -140,22 +146,31 @@ class GradientWatch(Observer):
     def stage_ready(self, stage: Stage, parts: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> None:
         """See `Observer`."""
         self._named = [(n, p) for part in parts for n, p in part.named_parameters() if p.requires_grad]
+        self._reductions = watch_reductions(parts)
         self._trials, self._cheap = [], False
+
+    def step_begins(self, step: int) -> None:
+        """See `Observer`."""
+        for reduction in self._reductions:
+            reduction.begin(self._looks)
+
+    @property
+    def _looks(self) -> bool:
+        return len(self._trials) < TRIALS or self._cheap or self._armed > 0
 
     def gradients_ready(self, step: int) -> None:
         """See `Observer`. Nothing is read back from the device here, except while the cost is being measured."""
-        measuring = len(self._trials) < TRIALS
         self._seen = []
-        if not (measuring or self._cheap or self._armed):
+        if not self._looks:
             return
         began = time.perf_counter()
         there = [(n, local(p.grad)) for n, p in self._named if p.grad is not None]
         if there:
             norms = torch._foreach_norm([g for _, g in there], math.inf)
             self._seen = [(n, norm) for (n, _), norm in zip(there, norms, strict=True)]
-            if measuring:
+            if len(self._trials) < TRIALS:
                 norms[-1].item()
-        self._took = time.perf_counter() - began
+        self._took = time.perf_counter() - began + sum(r.took for r in self._reductions)
 
     def step_ends(self, line: Mapping[str, Any]) -> None:
         """See `Observer`."""
@@ -167,11 +182,13 @@ class GradientWatch(Observer):
         if norm is not None and math.isfinite(norm):
             return
         self._armed = ARMED
+        modules = [r.name for r in self._reductions if not r.finite()]
         bad = [n for n, v in self._seen if not math.isfinite(v.item())]
         loss = line.get("loss")
         report(
             self.run, "not_finite", step=line["step"], rank=self.rank, looked=bool(self._seen), count=len(bad),
-            tensors=sorted(bad, key=backward_order)[:NAMED], loss_finite=loss is not None and math.isfinite(loss),
+            tensors=sorted(bad, key=backward_order)[:NAMED], modules=modules,
+            loss_finite=loss is not None and math.isfinite(loss),
         )  # fmt: skip
 
 
@@ -203,8 +220,9 @@ def first_not_finite(run: Path, step: int) -> NotFinite | None:
     if not named:
         return NotFinite(step, (), None, finite)
     first = min(named, key=backward_order)
-    ranks = sorted({i["rank"] for i in reports if i["tensors"] and i["tensors"][0] == first})
-    return NotFinite(step, tuple(ranks), first, finite)
+    ranks = {i["rank"] for i in reports if first in i["tensors"]}
+    contributed = {i["rank"] for i in reports for m in i["modules"] if first.startswith(f"{m}." if m else "")}
+    return NotFinite(step, tuple(sorted(contributed or ranks)), first, finite)
 
 
 def backward_order(name: str) -> tuple[int, int]:

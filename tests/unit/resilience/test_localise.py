@@ -104,11 +104,27 @@ def test_where_looking_is_dear_it_begins_after_the_first_time(tmp_path: Path) ->
 def test_the_first_tensor_over_all_ranks_is_the_one_nearest_to_the_loss(tmp_path: Path) -> None:
     """A NaN spreads to all layers below, on all ranks that hold them."""
     for rank, names in enumerate((["layers.0.a"], ["layers.3.a", "layers.2.a"], ["layers.3.a"], [])):
-        report(tmp_path, "not_finite", step=9, rank=rank, looked=True, count=1, tensors=names, loss_finite=True)
+        report(
+            tmp_path, "not_finite", step=9, rank=rank, looked=True, count=1, tensors=names, modules=[], loss_finite=True
+        )
     found = first_not_finite(tmp_path, 9)
     assert found is not None
     assert (found.tensor, found.ranks) == ("layers.3.a", (1, 2))
     assert first_not_finite(tmp_path, 8) is None
+
+
+def test_of_sharded_gradients_the_rank_that_brought_it_is_named_and_not_the_one_that_holds_the_sum(
+    tmp_path: Path,
+) -> None:
+    """Ranks 0 and 2 hold pieces of the sum; rank 1 put the NaN in, whose own pieces are all finite."""
+    for rank, names, modules in ((0, ["layers.3.a"], []), (1, [], ["layers.3"]), (2, ["layers.3.a"], [])):
+        report(
+            tmp_path, "not_finite", step=9, rank=rank, looked=True, count=1, tensors=names, modules=modules,
+            loss_finite=True,
+        )  # fmt: skip
+    found = first_not_finite(tmp_path, 9)
+    assert found is not None
+    assert (found.tensor, found.ranks) == ("layers.3.a", (1,))
 
 
 def test_a_heartbeat_tells_where_a_rank_stands(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_a_gradient_that_is_not_finite_is_traced_to_rank_and_tensor(
     assert supervisor(tmp_path, said).go(toy.train, STEPS, faults, 0.06, world=2).kind == "finished"
     assert toy.losses(tmp_path)[:5] == undisturbed[:5]
     assert all(math.isfinite(loss) for _, loss in toy.losses(tmp_path))
-    assert said == ["step 5: the gradient is not finite, first in layers.0.bias on rank 1"]
+    assert said == ["step 5: the gradient is not finite, first in layers.1.weight on rank 1"]
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, undisturbed: list[tuple[int, float]]) -> None:

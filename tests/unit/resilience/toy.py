@@ -27,12 +27,12 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
-        self.ballast = nn.Parameter(torch.zeros(64, 1024))  # more than fits a file of the full disk
+        self.embedding = nn.Parameter(torch.zeros(64, 1024))  # more than fits a file of the full disk
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             x = torch.tanh(layer(x))
-        return x + 0.0 * self.ballast.sum()
+        return x + 0.0 * self.embedding.sum()
 
 
 def train(rank: Rank, steps: int, faults: tuple[Fault, ...] = (), pause: float = 0.0, trouble: str = "") -> Outcome:
