@@ -19,8 +19,8 @@ import torch
 from moesaic.errors import MoesaicError
 from moesaic.resilience.beats import BeatFile, Heartbeat, alive, offer_stack, read_beats
 from moesaic.resilience.localise import GradientWatch, WorkClock
+from moesaic.resilience.outcome import Outcome
 from moesaic.train.observer import Observer, Observers
-from moesaic.train.outcome import Outcome
 
 STOPPED = 128 + signal.SIGTERM  # exit code
 LEAVE_S = 60.0

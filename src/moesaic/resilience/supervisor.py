@@ -31,10 +31,10 @@ from moesaic.errors import MoesaicError
 from moesaic.resilience.beats import clear_beats
 from moesaic.resilience.incidents import report
 from moesaic.resilience.limits import Budget, Limits
+from moesaic.resilience.outcome import Outcome
 from moesaic.resilience.rank import Start, Worker, run_rank
 from moesaic.resilience.verdict import Verdict, judge
 from moesaic.resilience.watchdog import Watchdog
-from moesaic.train.outcome import Outcome
 
 PRELOAD = ("torch", "torch.distributed", "moesaic.train.run", "moesaic.resilience.rank")
 MONITOR_S = 0.05  # between two looks of the launcher at its processes

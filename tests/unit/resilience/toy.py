@@ -14,10 +14,10 @@ from torch import nn
 from moesaic.errors import RecipeError
 from moesaic.recipe import Stage
 from moesaic.resilience.faults import Fault, FaultInjector
+from moesaic.resilience.outcome import Outcome
 from moesaic.resilience.rank import Rank
 from moesaic.train.checkpoint import CheckpointStore
 from moesaic.train.metrics import MetricsLog
-from moesaic.train.outcome import Outcome
 from moesaic.train.stop import StopRequest
 
 EVERY = 3  # steps between checkpoints
