@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from moesaic.resilience.places import BRIDGES
 from moesaic.train.observer import Observer, SavePhase
 
 FOLDER = "heartbeats"
@@ -158,5 +159,6 @@ def innermost(dump: str) -> str:
         words = line.strip().split('"')
         if words[0] == "File " and len(words) == 3:
             number, _, function = words[2].removeprefix(", line ").partition(" in ")
-            return f"{Path(words[1]).name}:{number} {function}"
+            if (file := Path(words[1]).name) not in BRIDGES:
+                return f"{file}:{number} {function}"
     return ""

@@ -22,6 +22,7 @@ from moesaic.resilience.faults import AT_A_SAVE, ENDS_RANKS, Fault, Kind, happen
 from moesaic.resilience.incidents import incidents
 from moesaic.resilience.job import Job, train_rank
 from moesaic.resilience.limits import Limits
+from moesaic.resilience.localise import first_not_finite
 from moesaic.resilience.supervisor import Supervisor
 from moesaic.train.goodput import goodput_of
 from moesaic.train.metrics import read_metrics
@@ -80,7 +81,7 @@ def drill_recipe(layout: str = LAYOUT, *, steps: int = STEPS, every: int = EVERY
         "batch": [{"tokens": TOKENS}],
         "micro_batch": 2,
         "precision": "fp32",
-        "optimizer": {"lr": 3e-3, "warmup_tokens": 2000, "vector_factor": 2.0},
+        "optimizer": {"lr": 1e-3, "warmup_tokens": 2000, "vector_factor": 2.0, "spike_factor": 0},
     }
     prose = {"name": "prose", "kind": "text", "path": "builtin:prose", "licence": "public domain"}
     tree = {
@@ -174,7 +175,7 @@ def _named(run: Path, fault: Fault) -> bool:
     """Whether what was reported blames the right rank."""
     found: dict[Kind, list[Any]] = {
         "slow": [i["rank"] for i in incidents(run, "slow")],
-        "nan": [i["rank"] for i in incidents(run, "not_finite") if i["tensors"]],
+        "nan": list(first.ranks) if (first := first_not_finite(run, fault.step)) else [],
         "hang": [rank for i in incidents(run, "hang") for rank in i["ranks"]],
         "full_disk": [fault.rank],
     }

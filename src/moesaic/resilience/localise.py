@@ -21,7 +21,7 @@ from moesaic.parallel.private import local
 from moesaic.recipe import Stage
 from moesaic.resilience.beats import Beat
 from moesaic.resilience.incidents import incidents, report
-from moesaic.resilience.places import waits
+from moesaic.resilience.places import BRIDGES, waits
 from moesaic.resilience.reductions import WatchedReduction, watch_reductions
 from moesaic.train.observer import Observer
 
@@ -31,7 +31,7 @@ TRIALS = 3  # steps in which that is measured
 ARMED = 100  # steps for which a costly look is made after a gradient was not finite
 NAMED = 8  # tensors in a report
 WINDOW, OFTEN = 6, 5  # a rank is slow when it was in so many of its last steps
-LONGER, LONGER_S = 0.5, 0.05  # than the median of the others, as a share and in seconds
+LONGER, LONGER_S = 0.5, 0.1  # than the median of the others, as a share and in seconds
 
 
 class WorkClock:
@@ -66,6 +66,8 @@ class WorkClock:
             frame = sys._current_frames().get(self._thread_id)
             if frame is None:
                 return
+            while Path(frame.f_code.co_filename).name in BRIDGES and frame.f_back is not None:
+                frame = frame.f_back
             code = frame.f_code
             file = Path(code.co_filename).name
             in_cpp = code.co_name == "_engine_run_backward"

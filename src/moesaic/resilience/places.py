@@ -13,6 +13,9 @@ WAITING = frozenset(
     }
 )
 
+BRIDGES = frozenset({"_ops.py", "_tensor.py", "autograd.py", "function.py"})
+"""Files through which torch calls an operator: the frame that asked for it says more."""
+
 
 def waits(place: str) -> bool:
     """Whether a rank at this innermost frame ("file.py:12 function") waits for other ranks."""
