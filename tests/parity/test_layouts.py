@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from layouts import MATRIX, matrix_cases, measure, reference
 from torch import Tensor
 
-from layouts import MATRIX, matrix_cases, measure, reference
 from moesaic.parallel.stages import split_layers
 from moesaic.recipe import Layout, Model
 from moesaic.recipe.layout_text import parse_layout

@@ -55,6 +55,22 @@ def goodput(interval: Real, checkpoint: Real, mean: Real, down: Real) -> Real:
     return np.asarray(interval / wall)
 
 
+def save_interval_steps(mtbf: float, blocked: float, step: float, at_most: int, write: float = 0.0) -> int:
+    """Optimizer steps between checkpoints by Daly's interval, between 1 and `at_most`.
+
+    `mtbf`: mean time between failures. `blocked`: how long training stands still for a save. `step`: one optimizer
+    step. `write`: until a save that goes on behind training is safe; the next one does not begin before. All measured,
+    in seconds. Raises PlanError for a time that cannot be.
+    """
+    if not (mtbf > 0 and step > 0 and blocked >= 0 and write >= 0 and at_most >= 1):
+        raise PlanError(
+            f"a save interval from {mtbf:g} s between failures, {blocked:g} s a save, {step:g} s a step, at most "
+            f"{at_most} steps: give times above 0 and at least 1 step"
+        )
+    seconds = max(float(daly(blocked, mtbf)), write)
+    return max(1, min(at_most, round(seconds / step))) if math.isfinite(seconds) else at_most
+
+
 def goodput_first_order(interval: Real, checkpoint: Real, mean: Real, down: Real) -> Real:
     """The back-of-the-envelope form: 1 - C/tau - tau/(2M) - R/M, at least 0. Good while all three are small."""
     mean, interval = np.asarray(mean), np.asarray(interval)

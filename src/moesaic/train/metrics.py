@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from moesaic.durable import write_durably
 from moesaic.errors import CheckpointError
+from moesaic.train.goodput import place, resume_event
 from moesaic.train.sinks import Sink
 
 _LOGGER = logging.getLogger(__name__)
@@ -66,21 +67,13 @@ class MetricsLog:
     def truncate_after(self, step: int) -> dict[str, Any]:
         """Drop the lines of later steps, and a last line cut short: what a resumed run will write again.
 
-        Returns what the interruption cost, for the line of the resume: steps dropped and their seconds, seconds since
-        the last line was written (until now, so the start of the process is in them).
+        Returns what the interruption cost, for the line of the resume (see `goodput.resume_event`).
         """
-        now = datetime.now(UTC)
-        cost: dict[str, Any] = {"lost_steps": 0, "lost_seconds": 0.0, "down_seconds": 0.0}
-        if self.path is not None and self.path.exists():
-            lines = read_metrics(self.path)
-            kept = [line for line in lines if line.get("step", line.get("at_step", 0)) <= step]
+        lines = read_metrics(self.path) if self.path is not None and self.path.exists() else []
+        if lines and self.path is not None:
+            kept = [line for line in lines if place(line) <= step]
             write_durably(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-            dropped = [line for line in lines if line.get("step", 0) > step]
-            cost["lost_steps"], cost["lost_seconds"] = len(dropped), sum(line.get("seconds", 0.0) for line in dropped)
-            times = [line["time_iso"] for line in lines if "time_iso" in line]
-            if times:
-                cost["down_seconds"] = max(0.0, (now - datetime.fromisoformat(times[-1])).total_seconds())
-        return cost | {"time_iso": now.isoformat(timespec="milliseconds")}
+        return resume_event(lines, step, datetime.now(UTC))
 
     def _try_to_append(self) -> None:
         if not self._waiting or self.path is None:

@@ -1,0 +1,1 @@
+"""How it survives: ranks supervised and restarted, hangs and slow ranks found, faults rehearsed."""
