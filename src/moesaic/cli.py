@@ -13,6 +13,7 @@ import typer
 
 from moesaic import __version__
 from moesaic.commands.data import data_app
+from moesaic.commands.drill import drill
 from moesaic.commands.evaluate import evaluate
 from moesaic.commands.interop import export, import_, upcycle
 from moesaic.commands.options import (
@@ -29,6 +30,7 @@ from moesaic.commands.plan import plan_app
 from moesaic.commands.recipe import recipe_app
 from moesaic.commands.talk import chat, generate
 from moesaic.errors import MoesaicError
+from moesaic.parallel.launched import launched, rank_here
 
 app = typer.Typer(
     name="moesaic",
@@ -50,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MoesaicError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if rank_here() == 0 or not error.everywhere:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -122,19 +125,29 @@ def train(
     ] = None,
     kernels: KernelsOption = "auto",
     layout: LayoutOption = None,
+    restarts: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Restarts after failures without a new checkpoint; several processes: 5."),
+    ] = None,
     values: SetOption = None,
 ) -> None:
     """Train a recipe, every stage or one.
 
     Ends with a model folder in runs/NAME/model. Ctrl-C and SIGTERM save a checkpoint first. --data, --init,
-    --layout and --set change the recipe, in this order.
+    --layout and --set change the recipe, in this order. A layout of several processes is started and supervised on
+    this machine; under torchrun this is one of the processes.
     """
     chosen = recipe_from(recipe, values, data, stage, init, layout)
-    from moesaic.train.run import train as run_training
-
     folder = Path("runs") / (run or chosen.name)
-    model = run_training(chosen, folder, resume=resume, stage=stage, sinks=log or (), kernels=kernels)
-    if model is not None:
+    if launched() or (chosen.layout.world == 1 and restarts is None):
+        from moesaic.train.run import train as run_training
+
+        model = run_training(chosen, folder, resume=resume, stage=stage, sinks=log or (), kernels=kernels)
+    else:
+        from moesaic.resilience.job import supervised
+
+        model = supervised(chosen, folder, restarts, resume=resume, stage=stage, sinks=log or (), kernels=kernels)
+    if model is not None and rank_here() == 0:
         print(f"model in {model}; talk to it with: moesaic chat {model}")
 
 
@@ -158,6 +171,7 @@ app.command(epilog="Example: moesaic export runs/pocket/model pocket.gguf --to g
 app.command(epilog="Example: moesaic upcycle runs/smollm2 runs/smollm2-16x --experts 16 --layers 20-29")(upcycle)
 app.command(epilog='Example: moesaic generate runs/pocket/model "Once upon a time" --max-tokens 50')(generate)
 app.command(epilog="Example: moesaic chat runs/pocket/model")(chat)
+app.command(epilog="Example: moesaic drill kill_in_backward --layout dp=2")(drill)
 app.command("eval", epilog="Example: moesaic eval runs/pocket/model --suite all --limit 200")(evaluate)
 
 

@@ -7,6 +7,9 @@ The command line prints `str(error)` in one or two lines and exits with 2; a tra
 class MoesaicError(Exception):
     """Base of all errors that a user can mend."""
 
+    everywhere = True
+    """Of several processes all raise it alike, and the first one tells the user."""
+
 
 class RecipeError(MoesaicError):
     """A recipe, an override or a layout that cannot be run."""

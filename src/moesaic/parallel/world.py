@@ -1,6 +1,5 @@
 """Who this process is among all that train together. Started by torchrun, or alone."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from moesaic.errors import LayoutError, MoesaicError
+from moesaic.parallel.launched import local_rank, meeting_point, rank_here, world_size
 
 T = TypeVar("T")
 
@@ -35,8 +35,7 @@ class World:
 
         `limit_s`: seconds after which a collective without an answer ends the process. Raises LayoutError.
         """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+        size, device = world_size(), _device(local_rank())
         if size == 1:
             return cls(device=device)
         if not dist.is_initialized():
@@ -45,11 +44,12 @@ class World:
                 dist.init_process_group(backend, timeout=timedelta(seconds=limit_s))
             except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
                 first = str(error).partition("\n")[0]
-                raise LayoutError(
-                    f"rank {os.environ.get('RANK')} of {size} did not meet the others at "
-                    f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: {first}; "
+                alone = LayoutError(
+                    f"rank {rank_here()} of {size} did not meet the others at {meeting_point()}: {first}; "
                     "is the port in use, or did a rank end before?"
-                ) from error
+                )
+                alone.everywhere = False
+                raise alone from error
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     def leave(self) -> None:

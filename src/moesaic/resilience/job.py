@@ -1,15 +1,20 @@
 """`moesaic.train` as the worker of a supervisor."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from moesaic.model.kernels import KernelChoice
 from moesaic.recipe import Recipe
 from moesaic.resilience.faults import Fault, FaultInjector
+from moesaic.resilience.limits import Limits
 from moesaic.resilience.outcome import Outcome
 from moesaic.resilience.rank import Rank
-from moesaic.train.progress import ResizeNeeded
+from moesaic.resilience.supervisor import supervise
+from moesaic.train.progress import ResizeNeeded, layout_for
 from moesaic.train.run import train
 
 
@@ -24,6 +29,18 @@ class Job:
     sinks: Sequence[str] = ()
     kernels: KernelChoice = "auto"
     faults: tuple[Fault, ...] = ()
+
+
+def supervised(recipe: Recipe, run: Path, restarts: int | None = None, **options: Any) -> Path | None:
+    """Train on as many processes of this machine as the layout needs, and start them again after failures.
+
+    `restarts`: how often without a new checkpoint in between; `options` as those of `train`. Returns the model folder,
+    or None when asked to stop. Raises MoesaicError.
+    """
+    limits = Limits() if restarts is None else Limits(restarts=restarts)
+    world = layout_for(recipe, recipe.stages[0], 0).world
+    say = partial(print, file=sys.stderr, flush=True)
+    return supervise(train_rank, Job(recipe, **options), run=run, world=world, limits=limits, say=say).model
 
 
 def train_rank(rank: Rank, job: Job) -> Outcome:

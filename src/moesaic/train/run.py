@@ -79,10 +79,12 @@ def train(
             world.leave()
             return found
     except OSError as error:
-        raise CheckpointError(
+        failed = CheckpointError(
             f"run folder {run}: {error.filename or 'writing'}: {error.strerror or error}; "
             "free some space or choose another place, then continue with --resume"
-        ) from error
+        )
+        failed.everywhere = world.size == 1
+        raise failed from error
 
 
 class Run:
