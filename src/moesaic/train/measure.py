@@ -43,7 +43,7 @@ class StepMeter:
             "stage": self.stage.name,
             "tokens": tokens,
             "batch_tokens": here,
-            "batch_sequences": batch.tokens.shape[0],
+            "batch_sequences": batch.sequences,
             "tokens_per_expert": tokens_per_expert(here, self.model.top_k, self.model.n_experts),
             "loss": result.loss,
             "balance_loss": result.balance_loss,
