@@ -149,7 +149,7 @@ class Supervisor:
         wait = budget.admit(time.time(), newest_committed(self.run))
         if wait is None:
             raise MoesaicError(
-                f"gave up after {self.limits.restarts} restarts without a new checkpoint; last, {verdict}; "
+                f"gave up after {self.limits.restarts} restart(s) without a new checkpoint; last, {verdict}; "
                 f"see {self.run / 'logs'}, then continue with --resume"
             )
         self.restarts += 1

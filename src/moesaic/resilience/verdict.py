@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from moesaic.resilience.beats import Beat
-from moesaic.resilience.watchdog import Watchdog
+from moesaic.resilience.watchdog import LOOK_S, Watchdog
 
 # What gloo, NCCL and the store say on a rank whose partner is gone (the wording of torch 2.13).
 _PARTNER_GONE = re.compile(
@@ -53,7 +53,10 @@ def judge(watchdog: Watchdog, exit_codes: Mapping[int, int]) -> Verdict:
     if own := [b for b in failed if b.at <= first_gone and not partner_gone(b)]:
         return _verdict(own[0], own[0].rank, f"raised {own[0].error}: {_line(own[0].text)}", own[0].at)
     if watchdog.gone:
-        rank, at = min(watchdog.gone.items(), key=lambda item: item[1])
+        # Ranks ended by the launcher may be gone before the next look: then the one that it saw dead is the cause.
+        together = {r: at for r, at in watchdog.gone.items() if at <= first_gone + 2 * LOOK_S}
+        rank = next((r for r in together if r in exit_codes), min(together, key=lambda r: together[r]))
+        at = together[rank]
         return _verdict(beats.get(rank), rank, _died_of(exit_codes.get(rank)), at)
     if failed:
         return _verdict(failed[0], failed[0].rank, f"raised {failed[0].error}: {_line(failed[0].text)}", failed[0].at)

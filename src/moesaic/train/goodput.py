@@ -55,11 +55,11 @@ class Goodput:
     def expected(self) -> float | None:
         """The same share by the planner's model, from this run's own rate of failure, save and restart times.
 
-        None without a failure or a checkpoint: then there is nothing to model.
+        Failures are counted over the time in which ranks ran: that is when they can strike. None without a failure or a checkpoint: then there is nothing to model.
         """
         if not self.failures or not self.saves or not self.interval:
             return None
-        between = (self.wall - self.other) / self.failures
+        between = (self.productive + self.checkpoint + self.lost) / self.failures
         return float(model.goodput(self.interval, self.save, between, self.restart / self.failures))
 
     def table(self) -> dict[str, float | int | None]:

@@ -60,6 +60,12 @@ def test_ranks_ended_afterwards_are_not_the_cause(tmp_path: Path) -> None:
     assert judge(dog, {0: -9}).rank == 2
 
 
+def test_of_ranks_that_are_gone_at_one_look_the_launchers_word_counts(tmp_path: Path) -> None:
+    """While ranks meet, one that is asked to end is gone at once."""
+    dog = watchdog(tmp_path, beat(0, phase="start"), beat(1, phase="start"), gone={0: 10.0, 1: 10.0})
+    assert judge(dog, {1: -9}).rank == 1
+
+
 def test_a_hang_is_told_whole(tmp_path: Path) -> None:
     dog = watchdog(tmp_path, beat(0), beat(1), gone={0: 70.0, 1: 70.0})
     dog.hang, dog.hung = "no sign of life for 60 s: ...", [1]
