@@ -31,6 +31,8 @@ QUESTIONS = ("Hi there! How are you?", "What do you do for a living?", "Do you l
 # The beginning of a run, with a checkpoint every eighth step: enough to be killed in the middle.
 SHORT = ("--stage", "pretrain", "--set", "stages.pretrain.tokens=40_000", "--set", "checkpoints.every_steps=8")
 KILL_AFTER = 20  # steps
+LAYOUT = "pp=2,tp=2,ep=2,recompute=full"
+LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,24 @@ def kill_and_resume(console: Console) -> None:
     )
     if not same:
         raise MoesaicError("the resumed run ended with other weights than the undisturbed one; please report it")
+    proven_layout(console)
+
+
+def proven_layout(console: Console) -> None:
+    """One layout of four processes computes what one process computes."""
+    from moesaic.recipe.layout_text import parse_layout
+    from moesaic.train import verify
+
+    layout = parse_layout(LAYOUT)
+    case = verify.case_for(layout)
+    console.print(f"\none training step and another on {layout.world} processes ({LAYOUT}) and on one")
+    verdict = verify.check(case, layout, verify.reference(case), LIMIT_S)
+    if not verdict.equal:
+        raise MoesaicError(f"{LAYOUT} computes something else than one process; `moesaic verify --layout {LAYOUT}`")
+    console.print(
+        "largest difference: " + ", ".join(f"{kind} {value:.1e}" for kind, value in verdict.largest.items()),
+        highlight=False,
+    )
 
 
 def real_weights(console: Console) -> None:
@@ -205,5 +225,5 @@ ACTS = (
     Act("the described system, planned and audited", described_system),
     Act("real weights: SmolLM2 with 16 experts", real_weights),
     Act("the pocket system, from raw text to a chat", pocket),
-    Act("killed and resumed, bit for bit", kill_and_resume),
+    Act("killed and resumed, bit for bit; four processes against one", kill_and_resume),
 )
