@@ -1,6 +1,6 @@
 """The parity matrix: layouts on 2, 4 and 8 ranks against one process, and docs/layouts.md, where they stand.
 
-python scripts/layouts.py        measures (a few minutes on 2 cores) and writes the page; fails when a layout differs
+python scripts/parity_matrix.py        measures (a few minutes on 2 cores) and writes the page; fails when a layout differs
 
 tests/parity/test_layouts.py holds the same layouts in CI.
 """
@@ -100,7 +100,7 @@ def main() -> None:
     PAGE.write_text(
         f"""# Layouts against one process
 
-<!-- written by `python scripts/layouts.py` -->
+<!-- written by `python scripts/parity_matrix.py` -->
 
 Largest difference of any value between a layout and one process, relative to the largest value of its tensor (to 1
 where that is smaller): loss of the next token, balance and z loss; every gradient; the norm of all of them; weights
