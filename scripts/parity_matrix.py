@@ -1,6 +1,6 @@
 """The parity matrix: layouts on 2, 4 and 8 ranks against one process, and docs/layouts.md, where they stand.
 
-python scripts/parity_matrix.py        measures (a few minutes on 2 cores) and writes the page; fails when a layout differs
+python scripts/parity_matrix.py    measures (minutes) and writes the page; fails when a layout differs
 
 tests/parity/test_layouts.py holds the same layouts in CI.
 """
