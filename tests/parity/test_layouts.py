@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import MATRIX, matrix_cases, measure, reference
+from parity_matrix import MATRIX, matrix_cases, measure, reference
 from torch import Tensor
 
 from moesaic.parallel.stages import split_layers

@@ -83,7 +83,9 @@ def run_ranks(
     dies of a signal gives `Died` and the others go on. Ranks end with this process, however that ends.
     """
     # Its port is the system's choice and stays ours: torch's env:// makes every rank a client of it.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=limit_s))
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=limit_s)
+    )
     where, packed = _where(function), pickle.dumps(args)
     pipes: list[Connection] = []
     processes: list[BaseProcess] = []
@@ -117,7 +119,7 @@ def _start(task: _Task) -> tuple[Connection, BaseProcess]:
         process = context.Process(target=_child, args=(task, theirs), name=f"rank {task.rank}", daemon=True)
         process.start()
     theirs.close()
-    return cast(Connection, ours), process
+    return ours, process
 
 
 def _collect(

@@ -9,6 +9,9 @@ import torch.nn.functional as F
 
 from moesaic.errors import ModelError
 from moesaic.model import Transformer, select_trainable
+from moesaic.parallel.engine import Engine
+from moesaic.parallel.world import World
+from moesaic.recipe import Layout
 from moesaic.train.optimizer import build_optimizer
 from moesaic.train.step import StepResult, TrainStep
 from tiny import batch, model, stage
@@ -17,8 +20,14 @@ ROWS = [[20, 9], [32], [5, 5, 5], [31, 1]]
 
 
 def trainer(built: Transformer, teacher: Transformer | None = None, **changes: Any) -> TrainStep:
-    settings = stage(**changes)
-    return TrainStep(built, settings, build_optimizer(built, settings.optimizer), teacher)
+    """A step over the weights of `built`, which are the engine's from now on."""
+    settings, engine = stage(**changes), Engine(built.config, Layout(), World())
+    first = dict(built.named_parameters())
+    engine.fill(lambda name, shape: first[name].detach())
+    for name, parameter in engine.named_parameters():
+        module, _, last = name.rpartition(".")
+        built.get_submodule(module)._parameters[last] = parameter.requires_grad_(first[name].requires_grad)
+    return TrainStep(engine, settings, build_optimizer(engine.named_parameters(), settings.optimizer), teacher)
 
 
 def copy_of(built: Transformer) -> dict[str, torch.Tensor]:
@@ -121,7 +130,7 @@ def test_a_glob_that_matches_nothing_is_an_error() -> None:
 
 def test_only_matrices_decay() -> None:
     built = model()
-    groups = build_optimizer(built, stage().optimizer).param_groups
+    groups = build_optimizer(built.named_parameters(), stage().optimizer).param_groups
     names = {id(p): n for n, p in built.named_parameters()}
     decayed = {names[id(p)] for g in groups if g["weight_decay"] > 0 for p in g["params"]}
     exempt = {names[id(p)] for g in groups if g["weight_decay"] == 0 for p in g["params"]}

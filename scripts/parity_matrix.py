@@ -1,6 +1,6 @@
 """The parity matrix: layouts on 2, 4 and 8 ranks against one process, and docs/layouts.md, where they stand.
 
-python scripts/layouts.py        measures (a few minutes on 2 cores) and writes the page; fails when a layout differs
+python scripts/parity_matrix.py    measures (minutes) and writes the page; fails when a layout differs
 
 tests/parity/test_layouts.py holds the same layouts in CI.
 """
@@ -96,22 +96,23 @@ def main() -> None:
         for text, v in verdicts.items()
     ]
     case, _ = cases[MATRIX[0]]
+    model = case.model
     PAGE.write_text(
         f"""# Layouts against one process
 
-<!-- written by `python scripts/layouts.py` -->
+<!-- written by `python scripts/parity_matrix.py` -->
 
 Largest difference of any value between a layout and one process, relative to the largest value of its tensor (to 1
-where that is smaller): loss of the next token, balance and z loss; every gradient; the norm of all of them; weights after
-{verify.STEPS} steps of AdamW (lr {verify.LR:g}, eps {verify.EPS:g}, gradients clipped). At most {verify.TOLERANCE:g} passes; \
-{verify.TOLERANCE_BF16:g} where gradients are summed in bf16.
+where that is smaller): loss of the next token, balance and z loss; every gradient; the norm of all of them; weights
+after {verify.STEPS} steps of AdamW (lr {verify.LR:g}, eps {verify.EPS:g}, gradients clipped). At most
+{verify.TOLERANCE:g} passes, {verify.TOLERANCE_BF16:g} where gradients are summed in bf16.
 
-The model has {case.model.n_layers} layers (as many as the pipeline has pieces, if more), multi-query attention with \
-{case.model.n_heads} heads, {case.model.n_experts}
-experts of which {case.model.top_k} are chosen, a tied embedding; {case.sequences} sequences of {case.seq_len} tokens, packed and partly \
-padded, in micro-batches of
-{case.micro_batch}. No token's choice of experts is closer than {verify.GAP:g} in its logits, or a rounding error could send it elsewhere.
-Measured in fp32 on CPUs over gloo, one thread a rank, with torch {torch.__version__}; a GPU sums in another order and differs otherwise.
+The model has {model.n_layers} layers (as many as the pipeline has pieces, if more), multi-query attention with
+{model.n_heads} heads, {model.n_experts} experts of which {model.top_k} are chosen, a tied embedding. It reads
+{case.sequences} sequences of {case.seq_len} tokens, packed and partly padded, in micro-batches of {case.micro_batch}.
+No token's choice of experts is closer than {verify.GAP:g} in its logits, or a rounding error could send it elsewhere.
+
+Measured in fp32 on CPUs over gloo, one thread a rank, with torch {torch.__version__}. A GPU sums in another order.
 
 | layout | ranks | {" | ".join(verify.KINDS)} |
 | --- | ---: | ---: | ---: | ---: | ---: |
