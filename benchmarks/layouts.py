@@ -207,7 +207,9 @@ def main() -> None:
         rounds.append({name: measure(name, sequences, arguments.layers) for name in now})
     rows = summary(rounds, names, arguments.tokens)
     print(f"{arguments.tokens:,} tokens a step; {describe()}")
-    print("| layout | tokens/s | times one process | peak memory of a rank, MB | sent, MB | counted / forecast | loss |")
+    print(
+        "| layout | tokens/s | times one process | peak memory of a rank, MB | sent, MB | counted / forecast | loss |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, row in rows.items():
         share = "" if row["sent_over_forecast"] is None else f"{row['sent_over_forecast']:.3f}"
