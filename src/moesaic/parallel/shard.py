@@ -3,6 +3,9 @@
 Dense weights are dealt out over data and context ranks, experts over the replicas of their shard.
 """
 
+import logging
+import warnings
+
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -22,6 +25,10 @@ def apply_sharding(part: Part, meshes: Meshes) -> None:
     layout = meshes.layout
     if not shards_weights(layout) or meshes.dense is None or meshes.experts is None:
         return
+    # What torch warns of: nothing here changes what a layer returns in place, and whole weights, gathered at the end of
+    # a stage, may take two steps.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     reduce = torch.bfloat16 if layout.reduce == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
     dense, experts = meshes.dense["fsdp"], meshes.experts["edp"]

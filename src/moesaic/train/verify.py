@@ -7,8 +7,6 @@ A token whose k-th and next router logit are almost equal goes elsewhere after a
 gradient with it. So the seed is the first one that gives no token so close a choice.
 """
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -263,9 +261,6 @@ def _largest(x: Tensor) -> float:
 
 def traces(rank: int, cases: Sequence[tuple[Case, Layout, int]]) -> list[dict[str, Tensor]]:
     """On a rank of `run_ranks`: what each case computes in its layout from its seed."""
-    # Nothing changes what a layer returns in place, and gathering whole weights may take two steps.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     world = World(rank, dist.get_world_size(), torch.device("cpu"))
     return [trace(case, layout, world, seed) for case, layout, seed in cases]
 
