@@ -55,7 +55,8 @@ class Goodput:
     def expected(self) -> float | None:
         """The same share by the planner's model, from this run's own rate of failure, save and restart times.
 
-        Failures are counted over the time in which ranks ran: that is when they can strike. None without a failure or a checkpoint: then there is nothing to model.
+        Failures are counted over the time in which ranks ran: that is when they can strike. None without
+        a failure or a checkpoint: then there is nothing to model.
         """
         if not self.failures or not self.saves or not self.interval:
             return None
