@@ -184,9 +184,9 @@ def tensors(model_folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, but for those of checkpoints: when they are written depends on the disk."""
+    """Lines of metrics.jsonl that tell of the model: checkpoints and stops are the machine's."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in found if line.get("event") != "checkpoint"]
+    return [line for line in found if line.get("event") not in ("checkpoint", "stop")]
 
 
 def saves(run: Path) -> list[dict[str, Any]]:

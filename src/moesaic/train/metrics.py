@@ -57,6 +57,11 @@ class MetricsLog:
                 self._sinks.remove(sink)
                 self.warn(f"{type(sink).__name__} failed and is off from now on: {error}")
 
+    def flush(self) -> bool:
+        """Try again to write what a full disk held back; whether nothing is waiting."""
+        self._try_to_append()
+        return not self._waiting
+
     def close(self) -> None:
         """Close the sinks, and write what a full disk held back."""
         for sink in self._sinks:

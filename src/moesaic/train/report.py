@@ -13,6 +13,7 @@ from moesaic.durable import write_durably
 from moesaic.errors import CheckpointError, RecipeError
 from moesaic.recipe import Recipe, check_recipe
 from moesaic.train.checkpoint import problem_of
+from moesaic.train.goodput import goodput_of
 from moesaic.train.metrics import read_metrics
 
 Line = Mapping[str, Any]
@@ -49,6 +50,7 @@ def write_report(run: Path) -> Path:
         samples=[line for line in metrics if line.get("event") == "sample"][-12:],
         checkpoints=_checkpoints(run / "checkpoints"),
         restarts=[line for line in metrics if line.get("event") == "resume"],
+        goodput=str(goodput_of(metrics, recipe)),
     )
     out = run / "report.html"
     write_durably(out, page.encode())

@@ -5,6 +5,7 @@ Every process of the layout runs this; the first one keeps the books.
 
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from moesaic.model.kernels import KernelChoice, RowKernels, choose_kernels
 from moesaic.parallel.engine import Engine
 from moesaic.parallel.world import World
 from moesaic.recipe import Recipe, Stage
-from moesaic.train.checkpoint import CheckpointStore
 from moesaic.train.display import Display
 from moesaic.train.finish import write_model
 from moesaic.train.machine import Machine
@@ -29,13 +29,13 @@ from moesaic.train.observer import Observer
 from moesaic.train.optimizer import build_optimizer
 from moesaic.train.progress import Progress, ResizeNeeded, layout_for
 from moesaic.train.run_folder import RunFolder
+from moesaic.train.saves import Saves
 from moesaic.train.schedule import learning_rate
 from moesaic.train.sinks import open_sink
 from moesaic.train.start import check_starts, load_teacher, start_from
 from moesaic.train.state import after_loading, check_data, tensors_of, values_of
 from moesaic.train.step import TrainStep
 from moesaic.train.stop import StopRequest
-from moesaic.train.timing import SaveClock
 from moesaic.train.watch import Watch
 
 
@@ -106,15 +106,8 @@ class Run:
         self.recipe, self.folder, self.data, self.log = recipe, folder, data, log
         self.display, self.stop, self.machine, self.kernels = display, stop, machine, kernels
         self.world, self.observer = world, observer
-        checkpoints = recipe.checkpoints
-        self.store = CheckpointStore(
-            folder.checkpoints,
-            checkpoints.keep,
-            checkpoints.retries,
-            display.message,
-            observer.saving,  # type: ignore[arg-type]
-        )
-        self.clock = SaveClock(checkpoints)
+        self.saves = Saves(folder.checkpoints, recipe.checkpoints, world, log, display.message, observer)
+        self.store = self.saves.store
         self.ledger = Ledger({name: shard.input_tokens for name, shard in data.train.items()})
         self.progress = Progress()
         self.carry = Carry()  # where each source goes on in the next stage
@@ -150,7 +143,7 @@ class Run:
                     return None
                 checkpoint = None
         finally:
-            self._wait_for_saves()
+            self.saves.finish(self._stage_name)
         if checkpoint is not None:  # everything was trained already: only the model folder is written again
             self.store.load(checkpoint, tensors_of(self.engine))
             after_loading(self.engine)
@@ -234,9 +227,12 @@ class Run:
         saved = True
         while progress.stage_tokens < progress.stage_budget:
             wanted = layout_for(self.recipe, stage, progress.stage_tokens)
-            stopping, due = self.world.any(self.stop.requested, self.clock.due(progress.step))
+            stopping, due = self.world.any(self.stop.requested, self.saves.clock.due(progress.step))
             if stopping or wanted != layout or (due and not saved):
                 saved = saved or self._save(optimizer, step, loader, background=not stopping and wanted == layout)
+            if stopping or wanted != layout:
+                now = datetime.now(UTC).isoformat(timespec="milliseconds")
+                self.log.write({"event": "stop", "stage": stage.name, "at_step": progress.step, "time_iso": now})
             if stopping:
                 if saved:
                     self.display.message(f"stopped after step {progress.step} as asked; continue with --resume")
@@ -259,8 +255,8 @@ class Run:
             line = meter.line(batch, result, step=progress.step, tokens=self.ledger.total, lr=lr)
             self.log.write(line)
             self.display.step({**line, "stage_tokens": clock})
-            self.clock.stepped(line["seconds"])
-            self._log_saves()
+            self.saves.clock.stepped(line["seconds"])
+            self.saves.report(self._stage_name)
             saved = False
             self.observer.step_ends(line)
             # Not at the very end: what is written there also carries this step's number, and would be kept twice.
@@ -286,7 +282,7 @@ class Run:
         """Raises ResizeNeeded when the next stage begins with another number of processes."""
         wanted = layout_for(self.recipe, following, 0)
         if wanted != self.engine.layout:
-            self._wait_for_saves()
+            self.saves.finish(self._stage_name)
             raise ResizeNeeded(wanted, f"stage {following.name} begins")
 
     def _save(self, optimizer: Any, step: TrainStep | None, loader: Loader | None, background: bool = True) -> bool:
@@ -294,44 +290,18 @@ class Run:
 
         False, after warnings, when that failed.
         """
-        background = background and self.recipe.checkpoints.background and optimizer is not None
         values = values_of(
             self.recipe, self.engine, self.progress, self.carry, self.ledger, self._arithmetic, step, loader
         )
-        saved = self.store.save(
-            self.progress.step,
-            tensors_of(self.engine, optimizer),
-            values,
-            pin=optimizer is None,
-            background=background,
-            overlap=background,
+        state, between = tensors_of(self.engine, optimizer), optimizer is None
+        saved = self.saves.save(
+            self.progress.step, self._stage_name, state, values, pin=between, now=between or not background
         )
-        self.clock.saved(self.progress.step)
-        self._log_saves()
         try:
             self.world.on_first(lambda: self.folder.write_ledger(self.ledger, self.recipe))
         except OSError as error:  # it is in the checkpoint too: no reason to end the run
             self.display.message(f"{self.folder.ledger} was not written: {error.strerror}; the next save tries again")
         return saved
-
-    def _log_saves(self) -> None:
-        for report in self.store.reports():
-            self.clock.measured(report.blocked_seconds)
-            self.log.write(
-                {
-                    "event": "checkpoint",
-                    "stage": self._stage_name,
-                    "at_step": report.step,
-                    "committed": report.committed,
-                    "blocked_seconds": report.blocked_seconds,
-                    "seconds": report.seconds,
-                    "bytes": report.bytes,
-                }
-            )
-
-    def _wait_for_saves(self) -> None:
-        self.store.wait()
-        self._log_saves()
 
     @property
     def _stage_name(self) -> str:
@@ -350,7 +320,7 @@ class Run:
         self.carry = Carry.of(extra["carry"])
         self.ledger.load_state_dict(extra["ledger"])
         self.context = (extra["context"], extra["rope_theta"])
-        self.clock.saved(self.progress.step)
+        self.saves.clock.saved(self.progress.step)
 
     def _restore_stage(self, checkpoint: Path, optimizer: Any, step: TrainStep, loader: Loader) -> None:
         """Continue inside a stage: in the same layout bit for bit, in another one up to the order of sums."""
