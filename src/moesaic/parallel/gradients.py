@@ -101,7 +101,10 @@ class Gradients:
 
 
 def _squares(gradient: Tensor) -> Tensor:
-    """Sum of squares in fp64, by rows in fp32: forty times as fast on a CPU as squares that are cast one by one."""
+    """Sum of squares: the norm of each row in fp32 (off by 1e-7 at most), their squares in fp64.
+
+    On a CPU a cast of every square to fp64 takes forty times as long.
+    """
     rows: Tensor = torch.linalg.vector_norm(gradient, dim=-1)
     return rows.double().square().sum()
 

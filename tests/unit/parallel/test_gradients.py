@@ -37,8 +37,8 @@ def test_each_weight_counts_once() -> None:
     whole = math.sqrt(CONFIG.parameters())
     for results in run_ranks(norms, 4, LAYOUTS):
         for text, (norm, halved) in zip(LAYOUTS, results, strict=True):
-            assert math.isclose(norm, whole, rel_tol=1e-9), text
-            assert math.isclose(halved, whole / 2, rel_tol=1e-9), text
+            assert math.isclose(norm, whole, rel_tol=1e-7), text
+            assert math.isclose(halved, whole / 2, rel_tol=1e-7), text
 
 
 def test_a_weight_that_nothing_reached_has_a_gradient_of_zero() -> None:
