@@ -132,7 +132,7 @@ def read_as_two(rank: int, folder: Path, path: Path) -> None:
 
 
 def test_a_layout_reads_what_another_wrote_bit_for_bit(tmp_path: Path) -> None:
-    reports = run_ranks(write_as_four, 4, tmp_path / "four")
+    reports = run_ranks(write_as_four, 4, tmp_path / "four", limit_s=300)
     path = tmp_path / "four" / "step_00000001"
     on_disk = sum(p.stat().st_size for p in path.iterdir())
     assert reports == [[(on_disk, True)]] * 4
@@ -147,7 +147,7 @@ def test_a_layout_reads_what_another_wrote_bit_for_bit(tmp_path: Path) -> None:
     check(state)
     assert state["experts"].permute(2, 0, 1, 3).is_contiguous()  # filled where it lay
     assert store.save(1, {"model": state}, {"written by": 1}, background=False)
-    run_ranks(read_as_four, 4, tmp_path / "four", tmp_path / "one" / "step_00000001")
+    run_ranks(read_as_four, 4, tmp_path / "four", tmp_path / "one" / "step_00000001", limit_s=300)
     run_ranks(read_as_two, 2, tmp_path / "two", path)
 
 
