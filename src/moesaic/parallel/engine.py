@@ -81,7 +81,7 @@ class Engine:
             ends = (number == 0, number == len(ranges) - 1)
             part, ledger = Part(model, ranges[number], *ends, SequenceCut.of(meshes)), Ledger()
             if shards_weights(layout):
-                store_width_first(part, ledger)
+                store_width_first(part, ledger, layout.edp)
             apply_tensor_parallel(part, meshes, ledger)
             apply_expert_parallel(part, meshes, ledger)
             if layout.cp > 1:

@@ -5,6 +5,7 @@ Dense weights are dealt out over data and context ranks, experts over the replic
 
 import logging
 import warnings
+from functools import partial
 
 import torch
 from torch import nn
@@ -33,13 +34,16 @@ def apply_sharding(part: Part, meshes: Meshes) -> None:
     policy = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
     dense, experts = meshes.dense["fsdp"], meshes.experts["edp"]
     wrapped: list[nn.Module] = []
+    # Experts that no other rank holds are left alone: FSDP over one rank would keep a copy of them.
+    alone = {p for b in part.blocks if b.router and layout.edp == 1 for p in b.experts.parameters()}
+    wrap = partial(fully_shard, mp_policy=policy, ignored_params=alone)
     for block in part.blocks:
-        if block.router is not None:
-            fully_shard(block.experts, mesh=experts, mp_policy=policy, reshard_after_forward=layout.zero == 3)
+        if block.router is not None and layout.edp > 1:
+            wrap(block.experts, mesh=experts, reshard_after_forward=layout.zero == 3)
             wrapped.append(block.experts)
-        fully_shard(block, mesh=dense, mp_policy=policy, reshard_after_forward=layout.zero == 3)
+        wrap(block, mesh=dense, reshard_after_forward=layout.zero == 3)
         wrapped.append(block)
-    fully_shard(part, mesh=dense, mp_policy=policy, reshard_after_forward=False)
+    wrap(part, mesh=dense, reshard_after_forward=False)
     for module in (*wrapped, part):
         assert isinstance(module, FSDPModule)
         # Our objective is a sum over ranks, so gradients are summed and not averaged.

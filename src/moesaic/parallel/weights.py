@@ -51,9 +51,11 @@ def named_experts(part: Part) -> Iterator[tuple[str, nn.Module, bool]]:
         yield f"layers.{n}.experts", experts, block.router is not None
 
 
-def store_width_first(part: Part, ledger: Ledger) -> None:
-    """Reorder the dimensions of expert weights, before anything is dealt out."""
-    for name, experts, _ in named_experts(part):
+def store_width_first(part: Part, ledger: Ledger, edp: int) -> None:
+    """Reorder the dimensions of expert weights that replicas divide, before anything is dealt out."""
+    for name, experts, routed in named_experts(part):
+        if routed and edp == 1:
+            continue
         for weight, order in WIDTH_FIRST.items():
             stored = getattr(experts, weight).data.permute(order)
             experts.register_parameter(weight, nn.Parameter(torch.empty_like(stored.contiguous())))
