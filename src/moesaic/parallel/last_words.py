@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from moesaic.parallel.launched import launched, rank_here, world_size
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 SPOKEN, WORDS = "moesaic/spoken", "moesaic/words"
 STARTING_S = 20.0  # before they met: the first process may not be as far yet

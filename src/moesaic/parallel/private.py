@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store
 from torch.distributed._functional_collectives import (
     AsyncCollectiveTensor,
     all_gather_single_autograd,
@@ -13,7 +12,7 @@ from torch.distributed._functional_collectives import (
     reduce_scatter_single_autograd,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import Store, _get_default_store
 from torch.distributed.tensor import DTensor, Placement
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 

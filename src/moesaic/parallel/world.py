@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from moesaic.errors import LayoutError, MoesaicError
 from moesaic.parallel.last_words import reason
@@ -82,7 +83,7 @@ class World:
         return result
 
     def on_each(self, action: Callable[[], T]) -> T:
-        """What `action` gives on this rank; when it raises on any rank, the error of the first of them on every rank."""
+        """What `action` gives on this rank; when it raises on any, the error of the first of these on every rank."""
         if self.size == 1:
             return action()
         result, error = _attempt(action)
@@ -127,7 +128,7 @@ def _device(local_rank: int) -> torch.device:
 def _meet(device: torch.device, limit_s: float, meeting_s: float) -> None:
     """Make the default process group once all ranks are there: who waits for a connection waits for `limit_s`."""
     limit = timedelta(seconds=meeting_s)
-    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    store, rank, size = next(rendezvous("env://", timeout=limit))
     store.set_timeout(limit)
     here = [f"moesaic/rank/{r}" for r in range(size)]
     store.set(here[rank], "here")

@@ -33,7 +33,7 @@ from moesaic.train.saves import Saves
 from moesaic.train.schedule import learning_rate
 from moesaic.train.sinks import open_sink
 from moesaic.train.start import check_starts, load_teacher, start_from
-from moesaic.train.state import after_loading, check_data, tensors_of, values_of
+from moesaic.train.state import after_loading, check_data, check_system, tensors_of, values_of
 from moesaic.train.step import TrainStep
 from moesaic.train.stop import StopRequest
 from moesaic.train.watch import Watch
@@ -321,7 +321,8 @@ class Run:
         return f"{self.machine.threads} threads, {self.kernels.name} kernels and layout {layout or 'of one process'}"
 
     def _restore_counts(self, extra: dict[str, Any]) -> None:
-        """Take over everything but tensors. Raises CheckpointError when the data is not what was trained on."""
+        """Take over everything but tensors. Raises CheckpointError when they are of another run."""
+        check_system(extra["system_hash"], self.recipe)
         check_data(extra["ledger"]["epoch_tokens"], self.ledger.epoch_tokens)
         self.progress = Progress(**extra["progress"])
         self.carry = Carry.of(extra["carry"])
