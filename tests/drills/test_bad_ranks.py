@@ -5,7 +5,8 @@ torchrun itself starts them where it takes part in what happens.
 """
 
 import json
-import multiprocessing as mp
+import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -74,7 +75,7 @@ def one_rank(rank: int, n: int, port: int, words: Sequence[str], place: str, sto
 def ranks(place: Path, *words: Sequence[str], stop: int | None = None) -> list[Said]:
     """Start one rank for each list of words; `stop`: SIGTERM reaches all in that step."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=LIMIT_S))
-    context = mp.get_context("forkserver")
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     n = len(words)
     started = [
@@ -85,8 +86,12 @@ def ranks(place: Path, *words: Sequence[str], stop: int | None = None) -> list[S
     try:
         for process in started:
             process.start()
-        for process in started:
-            process.join(max(0.0, deadline - time.monotonic()))
+        while any(p.exitcode is None for p in started) and time.monotonic() < deadline:
+            multiprocessing.connection.wait([p.sentinel for p in started if p.exitcode is None], timeout=1.0)
+            if any(p.exitcode for p in started):  # torchrun ends the others then
+                time.sleep(0.1)
+                for process in started:
+                    process.terminate()
         codes = [process.exitcode for process in started]
     finally:
         for process in started:
@@ -96,8 +101,9 @@ def ranks(place: Path, *words: Sequence[str], stop: int | None = None) -> list[S
 
 
 def refused(said: list[Said], message: str) -> None:
-    """Rank 0 says it in at most two lines, the others nothing; all have ended with 2."""
-    assert [s.status for s in said] == [2] * len(said), said
+    """Rank 0 says it in at most two lines, the others nothing; all have ended with 2, or been ended after rank 0."""
+    assert said[0].status == 2, said
+    assert all(s.status in (2, -signal.SIGTERM) for s in said), said
     assert message in said[0].errors, said[0].err
     assert len(said[0].errors.strip().splitlines()) <= 2
     for s in said:
@@ -181,8 +187,8 @@ def test_a_layout_that_cannot_be(
 def test_what_cannot_begin_leaves_no_run(n: int, words: tuple[str, ...], message: str, place: Path) -> None:
     said = ranks(place, *[["train", "tiny.toml", "--run", "never", *words]] * n)
     if words == ("--wrong",):
-        assert [s.status for s in said] == [2] * n
-        assert message in said[0].err
+        assert said[0].status == 2
+        assert said[0].err.count(message) == 1
         assert said[1].err == ""
     else:
         refused(said, message)
