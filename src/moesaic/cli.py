@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -31,7 +31,8 @@ from moesaic.commands.recipe import recipe_app
 from moesaic.commands.talk import chat, generate
 from moesaic.commands.verify import verify
 from moesaic.errors import MoesaicError
-from moesaic.parallel.launched import launched, rank_here
+from moesaic.parallel.last_words import after_first, end, reason, tell
+from moesaic.parallel.launched import launched, rank_here, world_size
 
 app = typer.Typer(
     name="moesaic",
@@ -46,16 +47,40 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exits with 2 for what the user can mend (one or two lines on stderr), 130 after Ctrl-C."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _call(list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as finished:
+        if world_size() > 1 and isinstance(finished.code, int):
+            end(finished.code)
+        raise
+
+
+def _call(words: list[str]) -> NoReturn:
     debug = "--debug" in words  # taken anywhere, for it is added to a command that has just failed
     try:
-        app([w for w in words if w != "--debug"], prog_name="moesaic")
+        status = app([w for w in words if w != "--debug"], prog_name="moesaic", standalone_mode=rank_here() == 0)
     except MoesaicError as error:
         if debug:
             raise
-        if rank_here() == 0 or not error.everywhere:
-            print(f"error: {error}", file=sys.stderr)
+        tell(str(error), alone=not error.everywhere)
         sys.exit(2)
+    except RuntimeError as error:
+        if debug or world_size() == 1 or not _is_about_a_partner(error):
+            raise
+        tell(f"another rank is gone ({reason(error)}); see what it said, then continue with --resume", lost=True)
+        sys.exit(2)
+    except Exception as error:
+        if rank_here() == 0 or not hasattr(error, "format_message"):  # a wrong option: the first process says it
+            raise
+        after_first()
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _is_about_a_partner(error: RuntimeError) -> bool:
+    from moesaic.resilience.verdict import about_a_partner
+
+    return about_a_partner(type(error).__name__, str(error))
 
 
 def _version(wanted: bool) -> None:

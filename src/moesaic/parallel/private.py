@@ -12,6 +12,7 @@ from torch.distributed._functional_collectives import (
     reduce_scatter_single_autograd,
 )
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import Store, _get_default_store
 from torch.distributed.tensor import DTensor, Placement
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -30,6 +31,11 @@ def box_of(weight: DTensor) -> tuple[slice, ...]:
 def local_shape(weight: DTensor, placements: Sequence[Placement]) -> tuple[int, ...]:
     """Shape of this rank's piece if `weight` were placed like that on its mesh."""
     return tuple(compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, placements)[0])
+
+
+def shared_store() -> Store:
+    """The store over which the default process group met."""
+    return _get_default_store()
 
 
 @contextmanager
@@ -66,5 +72,6 @@ __all__ = [
     "local_shape",
     "pretended_ranks",
     "reduce_scatter_single_autograd",
+    "shared_store",
     "unflatten",
 ]

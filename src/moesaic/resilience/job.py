@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from moesaic.data import build_data
 from moesaic.model.kernels import KernelChoice
 from moesaic.recipe import Recipe
 from moesaic.resilience.faults import Fault, FaultInjector
@@ -37,9 +38,11 @@ def supervised(recipe: Recipe, run: Path, restarts: int | None = None, **options
     `restarts`: how often without a new checkpoint in between; `options` as those of `train`. Returns the model folder,
     or None when asked to stop. Raises MoesaicError.
     """
+    say = partial(print, file=sys.stderr, flush=True)
+    # Here, where no watchdog takes a long build for a hang; the ranks only open it.
+    build_data(recipe, options.get("data_home") or run.parent / "data", progress=say)
     limits = Limits() if restarts is None else Limits(restarts=restarts)
     world = layout_for(recipe, recipe.stages[0], 0).world
-    say = partial(print, file=sys.stderr, flush=True)
     return supervise(train_rank, Job(recipe, **options), run=run, world=world, limits=limits, say=say).model
 
 

@@ -167,6 +167,7 @@ class GradientWatch(Observer):
             return
         began = time.perf_counter()
         there = [(n, local(p.grad)) for n, p in self._named if p.grad is not None]
+        there = [(n, g) for n, g in there if g.numel()]  # with more replicas than rows, some hold no piece
         if there:
             norms = torch._foreach_norm([g for _, g in there], math.inf)
             self._seen = [(n, norm) for (n, _), norm in zip(there, norms, strict=True)]

@@ -66,9 +66,13 @@ def judge(watchdog: Watchdog, exit_codes: Mapping[int, int]) -> Verdict:
 
 def partner_gone(beat: Beat) -> bool:
     """Whether the last words of a rank are about another one."""
-    return beat.error in ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError") and bool(
-        _PARTNER_GONE.search(beat.text)
-    )
+    return about_a_partner(beat.error, beat.text)
+
+
+def about_a_partner(error: str, text: str) -> bool:
+    """Whether an exception of class `error` that says `text` is how a rank meets a partner that is gone."""
+    kinds = ("RuntimeError", "RankLostError", "DistBackendError", "DistNetworkError", "DistStoreError")
+    return error in kinds and bool(_PARTNER_GONE.search(text))
 
 
 def _verdict(beat: Beat | None, rank: int, cause: str, at: float) -> Verdict:

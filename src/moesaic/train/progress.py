@@ -18,12 +18,23 @@ class Progress:
 
 
 class ResizeNeeded(LayoutError):  # noqa: N818
-    """The run goes on with another number of processes: its batch asks for more or fewer replicas."""
+    """Another number of processes is needed: for the layout, or as the batch asks for more or fewer replicas."""
 
-    def __init__(self, layout: Layout, why: str) -> None:
+    def __init__(self, layout: Layout, why: str, remedy: str) -> None:
         """`layout`: the one to go on with."""
-        self.processes, self.why = layout.world, why
-        super().__init__(f"{why}: start {layout.world} processes with --resume")
+        self.processes = layout.world
+        degrees = ", ".join(f"{n} = {getattr(layout, n)}" for n in ("pp", "dp", "cp", "tp") if getattr(layout, n) > 1)
+        count = f"{layout.world} processes ({degrees})" if degrees else "1 process"
+        super().__init__(f"{why} {count}{remedy}")
+
+
+def check_processes(recipe: Recipe, stage: Stage, stage_tokens: int, running: int) -> Layout:
+    """The layout after `stage_tokens` tokens of a stage. Raises ResizeNeeded when it is not for `running` processes."""
+    layout = layout_for(recipe, stage, stage_tokens)
+    if layout.world != running:
+        remedy = f" and {running} {'are' if running > 1 else 'is'} running; start {layout.world}, or change --layout"
+        raise ResizeNeeded(layout, f"stage {stage.name} of {recipe.name} needs", remedy)
+    return layout
 
 
 def layout_for(recipe: Recipe, stage: Stage, stage_tokens: int) -> Layout:

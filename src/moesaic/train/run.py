@@ -18,7 +18,7 @@ from moesaic.model import freeze
 from moesaic.model.kernels import KernelChoice, RowKernels, choose_kernels
 from moesaic.parallel.engine import Engine
 from moesaic.parallel.world import World
-from moesaic.recipe import Recipe, Stage
+from moesaic.recipe import Layout, Recipe, Stage
 from moesaic.train.display import Display
 from moesaic.train.finish import write_model
 from moesaic.train.machine import Machine
@@ -27,13 +27,13 @@ from moesaic.train.memory import keep_freed_memory
 from moesaic.train.metrics import MetricsLog
 from moesaic.train.observer import Observer
 from moesaic.train.optimizer import build_optimizer
-from moesaic.train.progress import Progress, ResizeNeeded, layout_for
+from moesaic.train.progress import Progress, ResizeNeeded, check_processes, layout_for
 from moesaic.train.run_folder import RunFolder
 from moesaic.train.saves import Saves
 from moesaic.train.schedule import learning_rate
 from moesaic.train.sinks import open_sink
 from moesaic.train.start import check_starts, load_teacher, start_from
-from moesaic.train.state import after_loading, check_data, tensors_of, values_of
+from moesaic.train.state import after_loading, check_data, check_system, tensors_of, values_of
 from moesaic.train.step import TrainStep
 from moesaic.train.stop import StopRequest
 from moesaic.train.watch import Watch
@@ -58,33 +58,40 @@ def train(
     go on.
     """
     check_starts(recipe)
+    begin = recipe.stages[0] if stage is None else recipe.stage(stage)
     keep_freed_memory()
     world = World.join()
     world.agree("the recipe", recipe.full_hash())
+    world.agree("the options", f"run {run}, resume {resume}, stage {stage}, kernels {kernels}")
+    if not resume:
+        check_processes(recipe, begin, 0, world.size)
     machine = Machine.detect()
     bf16 = any(machine.compute_dtype(s.precision) == torch.bfloat16 for s in recipe.stages)
-    rows, why = choose_kernels(kernels, machine.device, bf16)
+    rows, why = world.on_each(lambda: choose_kernels(kernels, machine.device, bf16))
     folder = RunFolder(run)
     try:
         world.on_first(lambda: folder.open(recipe, resume))
         with StopRequest() as stop, Display(None if world.is_first else Console(quiet=True)) as display:
             display.message(f"kernels: {why}")
             home = data_home or run.parent / "data"
-            world.on_first(lambda: build_data(recipe, home, progress=display.message) and None)
-            data = build_data(recipe, home)
-            opened = [open_sink(name, run, recipe.model_dump(mode="json")) for name in sinks if world.is_first]
+            built = world.on_first(lambda: build_data(recipe, home, progress=display.message).path)
+            data = world.on_each(lambda: DataFolder.open(built))
+            tree = recipe.model_dump(mode="json")
+            opened = world.on_each(lambda: [open_sink(name, run, tree) for name in sinks if world.is_first])
             with closing(MetricsLog(folder.metrics if world.is_first else None, opened, warn=display.message)) as log:
                 watcher = observer or Observer()
                 found = Run(recipe, folder, data, log, display, stop, machine, rows, world, watcher).go(resume, stage)
             world.leave()
             return found
     except OSError as error:
-        failed = CheckpointError(
+        raise CheckpointError(
             f"run folder {run}: {error.filename or 'writing'}: {error.strerror or error}; "
             "free some space or choose another place, then continue with --resume"
-        )
-        failed.everywhere = world.size == 1
-        raise failed from error
+        ) from error
+
+
+def _go_on(layout: Layout) -> str:
+    return f": start {layout.world} with --resume"
 
 
 class Run:
@@ -155,9 +162,8 @@ class Run:
 
     def _build(self, stage: int) -> Engine:
         """The model in the layout of what comes next. Raises ResizeNeeded when that needs other processes."""
-        layout = layout_for(self.recipe, self.recipe.stages[stage], self.progress.stage_tokens)
-        if layout.world != self.world.size:
-            raise ResizeNeeded(layout, f"{self.recipe.name}: {layout.world} processes, not {self.world.size}")
+        now = self.recipe.stages[stage]
+        layout = check_processes(self.recipe, now, self.progress.stage_tokens, self.world.size)
         engine = Engine(self.recipe.model, layout, self.world, self.kernels)
         if self.context is not None:
             engine.extend(*self.context)
@@ -238,7 +244,8 @@ class Run:
                     self.display.message(f"stopped after step {progress.step} as asked; continue with --resume")
                 return False
             if wanted != layout:
-                raise ResizeNeeded(wanted, f"batches of {stage.batch_tokens(progress.stage_tokens):,} tokens begin")
+                tokens = stage.batch_tokens(progress.stage_tokens)
+                raise ResizeNeeded(wanted, f"batches of {tokens:,} tokens begin, on", _go_on(wanted))
             self.observer.step_begins(progress.step + 1)
             meter.start()
             sequences = stage.batch_tokens(progress.stage_tokens) // stage.seq_len
@@ -283,7 +290,7 @@ class Run:
         wanted = layout_for(self.recipe, following, 0)
         if wanted != self.engine.layout:
             self.saves.finish(self._stage_name)
-            raise ResizeNeeded(wanted, f"stage {following.name} begins")
+            raise ResizeNeeded(wanted, f"stage {following.name} begins, on", _go_on(wanted))
 
     def _save(self, optimizer: Any, step: TrainStep | None, loader: Loader | None, background: bool = True) -> bool:
         """Write a checkpoint: inside a stage with everything, between stages the weights alone, and pinned.
@@ -314,7 +321,8 @@ class Run:
         return f"{self.machine.threads} threads, {self.kernels.name} kernels and layout {layout or 'of one process'}"
 
     def _restore_counts(self, extra: dict[str, Any]) -> None:
-        """Take over everything but tensors. Raises CheckpointError when the data is not what was trained on."""
+        """Take over everything but tensors. Raises CheckpointError when they are of another run."""
+        check_system(extra["system_hash"], self.recipe)
         check_data(extra["ledger"]["epoch_tokens"], self.ledger.epoch_tokens)
         self.progress = Progress(**extra["progress"])
         self.carry = Carry.of(extra["carry"])

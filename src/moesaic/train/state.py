@@ -61,6 +61,15 @@ def values_of(
     return values
 
 
+def check_system(before: str, recipe: Recipe) -> None:
+    """Raises CheckpointError when a checkpoint is of another system: it was copied here from another run."""
+    if before != recipe.system_hash():
+        raise CheckpointError(
+            f"the newest checkpoint is of another system (model, data, stages or seed): {before}, "
+            f"this run is of {recipe.system_hash()}; remove it, or start from its model folder with --init"
+        )
+
+
 def check_data(before: dict[str, int], now: dict[str, int]) -> None:
     """Raises CheckpointError when the data is not what was trained on: tokens of an epoch by source."""
     if changed := [name for name, tokens in now.items() if before.get(name) != tokens]:

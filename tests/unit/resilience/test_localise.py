@@ -89,6 +89,21 @@ def test_only_a_norm_that_is_not_finite_is_reported(tmp_path: Path) -> None:
     assert (found["rank"], found["tensors"], found["looked"]) == (3, ["1.weight"], True)
 
 
+def test_a_weight_of_which_this_rank_holds_no_piece(tmp_path: Path) -> None:
+    """With more replicas than rows, some shards are empty: an empty tensor has no largest value."""
+    net = nn.Sequential(nn.Linear(4, 4))
+    net.register_parameter("empty", nn.Parameter(torch.zeros(0, 4)))
+    net.get_parameter("empty").grad = torch.zeros(0, 4)
+    watch = GradientWatch(tmp_path, 0)
+    watch.stage_ready(tiny.stage(), [net], torch.optim.SGD(net.parameters()))
+    net(torch.ones(2, 4)).sum().backward()
+    net[0].weight.grad.fill_(math.inf)
+    watch.step_begins(1)
+    watch.gradients_ready(1)
+    watch.step_ends({"step": 1, "grad_norm": math.inf, "loss": 1.0, "seconds": 1.0})
+    assert [i["tensors"] for i in incidents(tmp_path)] == [["0.weight"]]
+
+
 def test_where_looking_is_dear_it_begins_after_the_first_time(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     watch = GradientWatch(tmp_path, 0)
