@@ -16,6 +16,7 @@ from moesaic.errors import CheckpointError
 from moesaic.train.goodput import place, resume_event
 from moesaic.train.sinks import Sink
 
+LOOKS = ("evaluation", "loss_by_position", "sample")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -69,14 +70,18 @@ class MetricsLog:
         self._sinks = []
         self._try_to_append()
 
-    def truncate_after(self, step: int) -> dict[str, Any]:
+    def truncate_after(self, step: int, looks: bool = True) -> dict[str, Any]:
         """Drop the lines of later steps, and a last line cut short: what a resumed run will write again.
+
+        Without `looks` also what was seen of the model after that very step: evaluations, curves, samples.
 
         Returns what the interruption cost, for the line of the resume (see `goodput.resume_event`).
         """
         lines = read_metrics(self.path) if self.path is not None and self.path.exists() else []
         if lines and self.path is not None:
             kept = [line for line in lines if place(line) <= step]
+            if not looks:
+                kept = [line for line in kept if place(line) < step or line.get("event") not in LOOKS]
             write_durably(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         return resume_event(lines, step, datetime.now(UTC))
 

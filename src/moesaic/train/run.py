@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
 
+from moesaic import __version__
 from moesaic.data import Carry, DataFolder, Ledger, Loader, build_data
+from moesaic.data.folder import MANIFEST
+from moesaic.durable import sha256_of
 from moesaic.errors import CheckpointError, RecipeError
 from moesaic.model import freeze
 from moesaic.model.kernels import KernelChoice, RowKernels, choose_kernels
@@ -76,6 +79,8 @@ def train(
             home = data_home or run.parent / "data"
             built = world.on_first(lambda: build_data(recipe, home, progress=display.message).path)
             data = world.on_each(lambda: DataFolder.open(built))
+            world.agree("the data", sha256_of(built / MANIFEST))
+            world.agree("versions", f"moesaic {__version__} with torch {torch.__version__}, {why}, bf16 {bf16}")
             tree = recipe.model_dump(mode="json")
             opened = world.on_each(lambda: [open_sink(name, run, tree) for name in sinks if world.is_first])
             with closing(MetricsLog(folder.metrics if world.is_first else None, opened, warn=display.message)) as log:
@@ -137,7 +142,8 @@ class Run:
         self.engine = self._build(min(self.progress.stage, last))
         if checkpoint is None:
             self.engine.initialise(self.recipe.seed)
-        lost = self.log.truncate_after(self.progress.step)
+        evaluating = 0 < self.progress.stage_budget <= self.progress.stage_tokens  # a stage trained, not yet left
+        lost = self.log.truncate_after(self.progress.step, looks=not evaluating)
         if checkpoint is not None or lost["lost_steps"]:
             self.log.write({"event": "resume", "stage": self._stage_name, "at_step": self.progress.step, **lost})
         if not self.world.on_first(self.folder.forecast.exists):
@@ -216,14 +222,16 @@ class Run:
         self.display.start_stage(stage.name, progress.stage_budget, progress.stage_tokens)
         if not self._steps(stage, step, loader, optimizer):
             return False
+        if self.world.size > 1:  # the first process now gathers the whole model: should it fail, the stage is not lost
+            self._save(optimizer, step, loader)
         del optimizer
         self._look(stage, progress.step, longer=longer)
         self.carry = loader.carry()
         self.context = (engine.config.context, engine.config.rope_theta)
         self.progress = Progress(stage=progress.stage + 1, step=progress.step)
-        self._save(None, None, None)
+        saved = self._save(None, None, None)
         if progress.stage + 1 < len(recipe.stages):
-            self._resize_between(recipe.stages[progress.stage + 1])
+            self._resize_between(recipe.stages[progress.stage + 1], saved)
         return True
 
     def _steps(self, stage: Stage, step: TrainStep, loader: Loader, optimizer: torch.optim.Optimizer) -> bool:
@@ -234,18 +242,18 @@ class Run:
         while progress.stage_tokens < progress.stage_budget:
             wanted = layout_for(self.recipe, stage, progress.stage_tokens)
             stopping, due = self.world.any(self.stop.requested, self.saves.clock.due(progress.step))
-            if stopping or wanted != layout or (due and not saved):
-                saved = saved or self._save(optimizer, step, loader, background=not stopping and wanted == layout)
             if stopping or wanted != layout:
-                now = datetime.now(UTC).isoformat(timespec="milliseconds")
-                self.log.write({"event": "stop", "stage": stage.name, "at_step": progress.step, "time_iso": now})
+                # A save of this step that goes on behind training may yet have failed.
+                saved = (self.store.wait() and saved) or self._save(optimizer, step, loader, background=False)
+                self._tell_stop(stage, stopping, saved)
             if stopping:
-                if saved:
-                    self.display.message(f"stopped after step {progress.step} as asked; continue with --resume")
                 return False
             if wanted != layout:
-                tokens = stage.batch_tokens(progress.stage_tokens)
-                raise ResizeNeeded(wanted, f"batches of {tokens:,} tokens begin, on", _go_on(wanted))
+                self._resize(
+                    wanted, f"batches of {stage.batch_tokens(progress.stage_tokens):,} tokens begin, on", saved
+                )
+            if due and not saved:
+                saved = self._save(optimizer, step, loader)
             self.observer.step_begins(progress.step + 1)
             meter.start()
             sequences = stage.batch_tokens(progress.stage_tokens) // stage.seq_len
@@ -285,12 +293,28 @@ class Run:
                     watch.sample(stage, step)
             self.world.barrier()
 
-    def _resize_between(self, following: Stage) -> None:
+    def _tell_stop(self, stage: Stage, asked: bool, saved: bool) -> None:
+        """The run ends here for now, because somebody asked or to be resized."""
+        step, now = self.progress.step, datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.log.write({"event": "stop", "stage": stage.name, "at_step": step, "time_iso": now})
+        if asked:
+            rest = "continue with --resume" if saved else "--resume goes on from the checkpoint before"
+            self.display.message(f"stopped after step {step} as asked{'' if saved else ', which is not saved'}; {rest}")
+
+    def _resize(self, wanted: Layout, why: str, saved: bool) -> NoReturn:
+        """Raises ResizeNeeded; without a checkpoint to go on from, CheckpointError, or this would go on for ever."""
+        if not saved:
+            raise CheckpointError(
+                f"{why} {wanted.world} processes, but step {self.progress.step} could not be saved in "
+                f"{self.folder.checkpoints}; make room there, then continue with --resume"
+            )
+        raise ResizeNeeded(wanted, why, _go_on(wanted))
+
+    def _resize_between(self, following: Stage, saved: bool) -> None:
         """Raises ResizeNeeded when the next stage begins with another number of processes."""
         wanted = layout_for(self.recipe, following, 0)
         if wanted != self.engine.layout:
-            self.saves.finish(self._stage_name)
-            raise ResizeNeeded(wanted, f"stage {following.name} begins, on", _go_on(wanted))
+            self._resize(wanted, f"stage {following.name} begins, on", saved)
 
     def _save(self, optimizer: Any, step: TrainStep | None, loader: Loader | None, background: bool = True) -> bool:
         """Write a checkpoint: inside a stage with everything, between stages the weights alone, and pinned.
