@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny
@@ -157,3 +158,21 @@ def test_a_ramp_of_4_8_16_micro_batches_that_doubles_the_replicas(tiny_recipe: R
     assert resume["lost_steps"] == 0
     ours, theirs = tiny.tensors(home / "ramp" / "model"), tiny.tensors(whole / "model")
     assert all(abs(ours[name] - theirs[name]).max() < 1e-4 for name in theirs)  # Adam: up to lr for each rounding
+
+
+def test_a_stage_that_trains_one_weight_goes_on_with_a_rank_that_trains_nothing(
+    tiny_recipe: Recipe, home: Path
+) -> None:
+    """One process, then two pipeline stages of which the first is frozen whole, twice: it saves no moments."""
+    tree = recipe(tiny_recipe, trainable=["norm.weight"], tokens=4000)
+    whole, _ = in_layouts(tree, home, "norm-one", [({}, None)])
+    piped: dict[str, int | str] = {"pp": 2, "zero": 0}
+    ours, _ = in_layouts(tree, home, "norm-piped", [({}, 2), (piped, 4), (piped, None)])
+    close(ours, whole)
+    found, expected = tiny.tensors(ours / "model"), tiny.tensors(whole / "model")
+    for name, weight in expected.items():
+        if name == "model.norm.weight":
+            assert abs(weight - 1).max() > 1e-3
+            assert abs(found[name] - weight).max() < TOLERANCE
+        else:
+            assert np.array_equal(found[name], weight), name

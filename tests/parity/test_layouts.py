@@ -41,6 +41,10 @@ ONE_CHOICE = small(top_k=1, norm_top_k=False)
 SINGLE = small({"micro_batch": 1})
 FEW = small({"sequences": 2}, n_layers=8)
 FROZEN = small({"trainable": ("layers.*.experts.*", "layers.*.attention.wk", "norm.weight")}, n_layers=2)
+ONLY_NORM = small({"trainable": ("norm.weight",)}, n_layers=4)
+ONLY_FIRST = small({"trainable": ("layers.0.*",)}, n_layers=4)
+ONLY_LAST = small({"trainable": ("layers.3.*",)}, n_layers=4)
+ONLY_ENDS = small({"trainable": ("embedding",)}, n_layers=4)
 
 VARIANTS: dict[str, tuple[Case, str]] = {
     "two kv heads split": (SPLIT_KV, "tp=2"),
@@ -78,6 +82,13 @@ VARIANTS: dict[str, tuple[Case, str]] = {
     "frozen weights, copied": (FROZEN, "dp=2,zero=0"),
     "frozen weights, tensor": (FROZEN, "tp=2,dp=2,zero=0,ep=2"),
     "frozen weights, piped": (FROZEN, "pp=2,zero=0"),
+    "first stage frozen whole": (ONLY_NORM, "pp=2,zero=0"),
+    "first stage frozen whole, recomputed": (ONLY_LAST, "pp=2,zero=0,recompute=full"),
+    "first stage frozen whole, replicas": (ONLY_LAST, "pp=2,dp=2,ep=2,zero=0"),
+    "last stage frozen whole": (ONLY_FIRST, "pp=2,zero=0"),
+    "last stage frozen whole, interleaved": (ONLY_FIRST, "pp=2,zero=0,schedule=interleaved"),
+    "one layer trained, zero bubble": (ONLY_FIRST, "pp=2,zero=0,schedule=zero_bubble"),
+    "middle stages frozen whole": (ONLY_ENDS, "pp=4,zero=0"),
 }
 TWICE = ("dp=2,tp=2,ep=4", "pp=2,dp=2,ep=2,schedule=zero_bubble,recompute=selective")
 

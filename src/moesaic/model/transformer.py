@@ -150,14 +150,15 @@ def _key(seed: int, name: str) -> int:
 
 def select_trainable(model: nn.Module, globs: Sequence[str]) -> list[str]:
     """Freeze everything but the parameters that match one of `globs`; return their names. Raises ModelError."""
-    return freeze(list(model.named_parameters()), globs)
+    chosen = matching([name for name, _ in model.named_parameters()], globs)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return chosen
 
 
-def freeze(named: Sequence[tuple[str, nn.Parameter]], globs: Sequence[str], part: bool = False) -> list[str]:
-    """The same for weights by name; of a `part` of a model none need match."""
-    chosen = [n for n, _ in named if any(fnmatch.fnmatch(n, g) for g in globs)]
-    if not chosen and not part:
-        raise ModelError(f"trainable = {list(globs)} matches no parameter; names look like {[n for n, _ in named[:3]]}")
-    for name, parameter in named:
-        parameter.requires_grad_(name in set(chosen))
+def matching(names: Sequence[str], globs: Sequence[str]) -> list[str]:
+    """The names of weights that match one of `globs`, in order. Raises ModelError when none does."""
+    chosen = [n for n in names if any(fnmatch.fnmatch(n, g) for g in globs)]
+    if not chosen:
+        raise ModelError(f"trainable = {list(globs)} matches no parameter; names look like {list(names[:3])}")
     return chosen

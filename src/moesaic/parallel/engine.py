@@ -3,7 +3,7 @@
 Tensor -> expert -> context parallelism -> recomputation -> compilation -> sharding over replicas -> pipeline stages.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moesaic.data import IGNORE, Batch
-from moesaic.model import Transformer, initial_value
+from moesaic.model import Transformer, initial_value, matching
 from moesaic.model.attention import Attention
 from moesaic.model.experts import Experts
 from moesaic.model.kernels import RowKernels
@@ -74,6 +74,7 @@ class Engine:
         if model is None:
             with torch.device("meta"):
                 model = Transformer(self.config)
+        self.names = [name for name, _ in model.named_parameters()]  # of the whole model, in its order
         self.pieces = piece_of(layout, meshes.place.pp)
         ranges = split_layers(self.config, layout.pp * layout.chunks_per_rank)
         parts, ledgers = [], []
@@ -117,6 +118,16 @@ class Engine:
         self.config = extended(self.config, context, rope_theta)
         for part in self.parts:
             part.config = self.config
+
+    def freeze(self, globs: Sequence[str]) -> list[str]:
+        """Freeze all weights but those that match one of `globs`; the names in the whole model of what is trained.
+
+        A rank may be left without trained weights. Raises ModelError, on every rank, when nothing matches.
+        """
+        chosen = matching(self.names, globs)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        return chosen
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name in the whole model and weight, of every part; a tied embedding may come twice."""

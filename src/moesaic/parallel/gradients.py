@@ -90,14 +90,16 @@ class Gradients:
         squares: list[Tensor] = []
         for weight in self.weights():
             squares.append(_squares(weight.gradient) / weight.copies)
-        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
+        zero = torch.zeros((), dtype=torch.float64, device=self.meshes.world.device)  # of a rank that trains nothing
+        total = torch.stack(squares).sum() if squares else zero
         if self.meshes.world.size > 1:
             sum_(total, torch.distributed.group.WORLD)
         return math.sqrt(float(total))
 
     def scale(self, factor: float) -> None:
         """Multiply all gradients in place."""
-        torch._foreach_mul_([w.gradient for w in self.weights()], factor)
+        if gradients := [w.gradient for w in self.weights()]:
+            torch._foreach_mul_(gradients, factor)
 
 
 def _squares(gradient: Tensor) -> Tensor:

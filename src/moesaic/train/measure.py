@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from moesaic.data import Batch, DataFolder, Loader
-from moesaic.model import freeze
 from moesaic.parallel.engine import Engine
 from moesaic.plan.forecast import forecast
 from moesaic.plan.routing import tokens_per_expert
@@ -66,7 +65,7 @@ def expected(recipe: Recipe, data: DataFolder, machine: Machine, engine: Engine)
     rates: dict[tuple[str, int], float] = {}
     for stage in recipe.stages:
         engine.set_compute_dtype(machine.compute_dtype(stage.precision))
-        freeze(list(engine.named_parameters()), stage.trainable, part=engine.world.size > 1)
+        engine.freeze(stage.trainable)
         teacher = None if stage.teacher is None else load_teacher(engine, stage)
         optimizer = build_optimizer(engine.named_parameters(), stage.optimizer)
         step = TrainStep(engine, stage, optimizer, teacher)

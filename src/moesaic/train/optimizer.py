@@ -20,6 +20,8 @@ def build_optimizer(named: Iterable[tuple[str, nn.Parameter]], settings: Optimiz
             matrix = parameter.ndim >= 2 and name not in ("embedding", "head") and not name.endswith(".b_in")
             # One fused update takes weights of one mesh.
             groups.setdefault((matrix, getattr(parameter, "device_mesh", None)), []).append(parameter)
+    if not groups:  # a pipeline stage whose weights are all frozen: an optimizer that updates nothing
+        groups[True, None] = []
     ordered = sorted(groups.items(), key=lambda item: not item[0][0])
     return torch.optim.AdamW(
         [

@@ -17,7 +17,6 @@ from moesaic.data import Carry, DataFolder, Ledger, Loader, build_data
 from moesaic.data.folder import MANIFEST
 from moesaic.durable import sha256_of
 from moesaic.errors import CheckpointError, RecipeError
-from moesaic.model import freeze
 from moesaic.model.kernels import KernelChoice, RowKernels, choose_kernels
 from moesaic.parallel.engine import Engine
 from moesaic.parallel.world import World
@@ -199,7 +198,7 @@ class Run:
             self.store.load(checkpoint, tensors_of(engine))
             after_loading(engine)
         engine.set_compute_dtype(self.machine.compute_dtype(stage.precision))
-        freeze(list(engine.named_parameters()), stage.trainable, part=self.world.size > 1)
+        engine.freeze(stage.trainable)
         longer = stage.seq_len > max([recipe.model.context, *(s.seq_len for s in recipe.stages[: progress.stage])])
         if fresh and longer:
             with self.display.doing("measuring loss by position before the context grows"):

@@ -9,7 +9,6 @@ gradient with it. So the seed is the first one that gives no token so close a ch
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
 import torch
 import torch.distributed as dist
@@ -167,8 +166,7 @@ def trace(case: Case, layout: Layout, world: World, seed: int) -> dict[str, Tens
 
 def _trace(engine: Engine, case: Case, seed: int) -> dict[str, Tensor]:
     engine.fill(lambda name, shape: case.value(name, shape, seed))
-    for name, parameter in engine.named_parameters():
-        parameter.requires_grad_(any(fnmatch(name, glob) for glob in case.trainable))
+    engine.freeze(case.trainable)
     settings, world = case.stage(), engine.world
     step = TrainStep(engine, settings, build_optimizer(engine.named_parameters(), settings.optimizer))
     found: dict[str, Tensor] = {}
