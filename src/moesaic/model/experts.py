@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moesaic.model.kernels import RowKernels
+from moesaic.model.passes import keep, kept, wanted
 from moesaic.model.router import Routing
 
 
@@ -50,6 +51,10 @@ ROW_MULTIPLE = 16
 ALIGNED = 8  # features: what grouped products ask for in 16 bit
 
 
+# Per expert: hidden activation, gradient before it, gradient of the routing weights.
+_Inner = dict[int, tuple[Tensor, Tensor, Tensor]]
+
+
 class _SortedExperts(torch.autograd.Function):
     """The same sum with rows sorted by expert, a hand-written backward, and every weight gradient written once.
 
@@ -86,23 +91,42 @@ class _SortedExperts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x_RD, h_RF2, weight_R, w_in, w_out = ctx.saved_tensors
-        order, kernels, width = ctx.order, ctx.kernels, w_out.shape[2]
+        order, kernels = ctx.order, ctx.kernels
+        for_inputs, for_weights = wanted(ctx, 0, 1), wanted(ctx, 3, 4)
+        before: _Inner | None = kept(ctx, grad_outputs[0]) if for_weights and not for_inputs else None
+        inner: _Inner | None = {} if for_inputs and not for_weights and any(ctx.needs_input_grad[3:5]) else None
+        dw_in = dw_out = dx_RD = dweight_R = None
+        if for_inputs:
+            dweight_R = torch.empty(order.rows, dtype=torch.float32, device=x_RD.device)
+            dx_RD = torch.empty_like(x_RD)
+        if for_weights:
+            dw_in = torch.empty(w_in.shape, dtype=ctx.weight_dtype, device=w_in.device)
+            dw_out = torch.empty(w_out.shape, dtype=ctx.weight_dtype, device=w_out.device)
+            for e in order.idle:  # an expert without tokens learns nothing, but its gradient must exist
+                dw_in[e].zero_()
+                dw_out[e].zero_()
         dy_RD = grad_outputs[0].to(x_RD.dtype).index_select(0, order.token_R)
-        dw_in = torch.empty(w_in.shape, dtype=ctx.weight_dtype, device=w_in.device)
-        dw_out = torch.empty(w_out.shape, dtype=ctx.weight_dtype, device=w_out.device)
-        dweight_R = torch.empty(order.rows, dtype=torch.float32, device=x_RD.device)
-        dx_RD = torch.empty_like(x_RD)
-        for e in order.idle:  # an expert without tokens learns nothing, but its gradient must exist
-            dw_in[e].zero_()
-            dw_out[e].zero_()
         for e, rows in order.slices:
             dy = dy_RD[rows]
-            a, dh, dweight_R[rows] = kernels.swiglu_backward(h_RF2[rows], weight_R[rows], torch.mm(dy, w_out[e]))
-            dw_out[e] = torch.mm(dy.t(), a)
-            torch.mm(dh, w_in[e], out=dx_RD[rows])
-            dw_in[e] = torch.mm(dh.t(), x_RD[rows])
-        dx_TD, dweights_TK = kernels.sum_rows(dx_RD, order.place_TK), dweight_R[order.place_TK]
-        return dx_TD, dweights_TK, None, dw_in.unflatten(1, (2, width)), dw_out, None
+            if before is None:
+                a, dh, dweight = kernels.swiglu_backward(h_RF2[rows], weight_R[rows], torch.mm(dy, w_out[e]))
+            else:
+                a, dh, dweight = before[e]
+            if inner is not None:
+                inner[e] = (a, dh, dweight)
+            if dw_out is not None:
+                dw_out[e] = torch.mm(dy.t(), a)
+            if dx_RD is not None and dweight_R is not None:
+                dweight_R[rows] = dweight
+                torch.mm(dh, w_in[e], out=dx_RD[rows])
+            if dw_in is not None:
+                dw_in[e] = torch.mm(dh.t(), x_RD[rows])
+        if inner is not None:
+            keep(ctx, grad_outputs[0], inner)
+        dx_TD = None if dx_RD is None else kernels.sum_rows(dx_RD, order.place_TK)
+        dweights_TK = None if dweight_R is None else dweight_R[order.place_TK]
+        dw_in_E2FD = None if dw_in is None else dw_in.unflatten(1, (2, w_out.shape[2]))
+        return dx_TD, dweights_TK, None, dw_in_E2FD, dw_out, None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moesaic.model.kernels import RowKernels
+from moesaic.model.passes import wanted
 
 IGNORE = -100
 CHUNK = 512  # rows: their logits stay in cache; see docs/lab-log.md
@@ -36,7 +37,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
         scale = grad_outputs[0]
-        return d_hidden * scale.to(d_hidden.dtype), d_head * scale, None, None
+        return (
+            d_hidden * scale.to(d_hidden.dtype) if wanted(ctx, 0) else None,
+            d_head * scale if wanted(ctx, 1) else None,
+            None,
+            None,
+        )
 
 
 def next_token_loss(hidden_TD: Tensor, head_VD: Tensor, labels_T: Tensor, kernels: RowKernels | None = None) -> Tensor:

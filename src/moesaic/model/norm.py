@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moesaic.model.kernels import RowKernels
+from moesaic.model.passes import keep, kept, wanted
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -18,7 +19,12 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        for_x, for_weight = wanted(ctx, 0), wanted(ctx, 1)
+        if for_weight and not for_x and (dweight := kept(ctx, grad_outputs[0])) is not None:
+            return None, dweight, None, None, None
         dx, dweight = ctx.kernels.rms_norm_backward(*ctx.saved_tensors, grad_outputs[0].contiguous())
+        if for_x and not for_weight and ctx.needs_input_grad[1]:  # both come out of one pass over the rows
+            keep(ctx, grad_outputs[0], dweight)
         return dx, dweight, None, None, None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from moesaic.model.next_token import CHUNK
+from moesaic.model.passes import wanted
 from moesaic.parallel.collectives import max_, sum_
 
 
@@ -68,4 +69,9 @@ class _VocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
         scale = grad_outputs[0]
-        return d_hidden * scale.to(d_hidden.dtype), d_head * scale, None, None
+        return (
+            d_hidden * scale.to(d_hidden.dtype) if wanted(ctx, 0) else None,
+            d_head * scale if wanted(ctx, 1) else None,
+            None,
+            None,
+        )
