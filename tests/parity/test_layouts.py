@@ -16,6 +16,7 @@ from torch import Tensor
 from moesaic.parallel.stages import split_layers
 from moesaic.recipe import Layout, Model
 from moesaic.recipe.layout_text import parse_layout
+from moesaic.recipe.rope import RopeScaling
 from moesaic.train import verify
 from moesaic.train.verify import Case
 
@@ -41,6 +42,7 @@ ONE_CHOICE = small(top_k=1, norm_top_k=False)
 SINGLE = small({"micro_batch": 1})
 FEW = small({"sequences": 2}, n_layers=8)
 FROZEN = small({"trainable": ("layers.*.experts.*", "layers.*.attention.wk", "norm.weight")}, n_layers=2)
+DYNAMIC = small(rope_scaling=RopeScaling(kind="dynamic", factor=4.0, original_context=8))
 ONLY_NORM = small({"trainable": ("norm.weight",)}, n_layers=4)
 ONLY_FIRST = small({"trainable": ("layers.0.*",)}, n_layers=4)
 ONLY_LAST = small({"trainable": ("layers.3.*",)}, n_layers=4)
@@ -82,6 +84,8 @@ VARIANTS: dict[str, tuple[Case, str]] = {
     "frozen weights, copied": (FROZEN, "dp=2,zero=0"),
     "frozen weights, tensor": (FROZEN, "tp=2,dp=2,zero=0,ep=2"),
     "frozen weights, piped": (FROZEN, "pp=2,zero=0"),
+    "dynamic rotary scaling, context": (DYNAMIC, "cp=2"),
+    "dynamic rotary scaling, piped": (DYNAMIC, "pp=2,tp=2"),
     "first stage frozen whole": (ONLY_NORM, "pp=2,zero=0"),
     "first stage frozen whole, recomputed": (ONLY_LAST, "pp=2,zero=0,recompute=full"),
     "first stage frozen whole, replicas": (ONLY_LAST, "pp=2,dp=2,ep=2,zero=0"),

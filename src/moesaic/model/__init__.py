@@ -6,7 +6,7 @@ from moesaic.model.losses import balance_loss, expert_load, z_loss
 from moesaic.model.next_token import IGNORE, next_token_loss, next_token_loss_reference
 from moesaic.model.peak import gemm_peak
 from moesaic.model.router import Router, RouterStats, Routing
-from moesaic.model.transformer import Transformer, matching, initial_value, initialise, select_trainable
+from moesaic.model.transformer import Transformer, initial_value, initialise, matching, select_trainable
 
 __all__ = [
     "IGNORE",
@@ -19,11 +19,11 @@ __all__ = [
     "Transformer",
     "balance_loss",
     "expert_load",
-    "matching",
     "gemm_peak",
     "generate_tokens",
     "initial_value",
     "initialise",
+    "matching",
     "next_token_loss",
     "next_token_loss_reference",
     "select_trainable",

@@ -29,7 +29,7 @@ from moesaic.parallel.pipeline import Pipeline
 from moesaic.parallel.private import box_of, local
 from moesaic.parallel.recompute import apply_recompute
 from moesaic.parallel.shard import apply_sharding, shards_weights, sync_gradients
-from moesaic.parallel.stages import piece_of, split_layers
+from moesaic.parallel.stages import micro_batches, piece_of, split_layers
 from moesaic.parallel.tensor import apply_tensor_parallel
 from moesaic.parallel.weights import Ledger, store_width_first
 from moesaic.parallel.world import World
@@ -190,13 +190,14 @@ class Engine:
                     dist.recv(whole, rank)
             if self.world.rank == 0:
                 assert whole is not None
-                yield name, whole
+                yield name, whole.cpu()  # an accelerator has no room for the whole model
 
     def whole(self) -> Transformer | None:
         """The model in one piece: the same weights with one process, a copy on the first of several, None elsewhere."""
         with torch.device("meta"):
             model = Transformer(self.config)
-        gathered = {n: t.detach() for n, t in self.gather(self.weights())}
+        alone = self.world.size == 1
+        gathered = self.weights() if alone else {n: t.detach().clone() for n, t in self.gather(self.weights())}
         if not self.world.is_first:
             return None
         model.load_state_dict(gathered, assign=True)
@@ -226,7 +227,7 @@ class Engine:
         if self.pipeline is None:
             self._accumulate_here(batch, micro, loss_of)
         else:
-            size, count = self.pipeline.micro_batches(batch.tokens.shape[0], micro)
+            size, count = micro_batches(self.layout, batch.tokens.shape[0], micro)
             full = padded(batch, size * count)
             self.pipeline.step(full.tokens, full.positions, full.documents, full.labels, size)
         if self.world.size > 1:
@@ -238,14 +239,14 @@ class Engine:
 
     def _accumulate_here(self, batch: Batch, micro: int, loss_of: Callable[[Batch], Loss] | None) -> None:
         (part,) = self.parts
-        pieces = list(micro_batches(batch, micro))
+        pieces = list(cut_rows(batch, micro))
         for i, piece in enumerate(pieces):
             sync_gradients(part, self.layout, last=i == len(pieces) - 1)
             part.loss = None if loss_of is None else loss_of(piece)
             part(piece.tokens, piece.positions, piece.documents, piece.labels).sum().backward()
 
 
-def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
+def cut_rows(batch: Batch, size: int) -> Iterator[Batch]:
     """Cut a batch into pieces of at most `size` sequences."""
     for lo in range(0, batch.tokens.shape[0], size):
         rows = slice(lo, lo + size)

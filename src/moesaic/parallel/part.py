@@ -92,7 +92,7 @@ class Part(nn.Module):
         """
         cut, dtype = self.cut, self.compute_dtype
         sight = cut.sight(Visibility.of(positions_BS, documents_BS, self.config.window), positions_BS.shape[1])
-        rotary = rotary_table(cut.context(positions_BS), self.config, dtype)
+        rotary = rotary_table(cut.context(positions_BS), self.config, dtype, positions_BS.shape[1])
         real_BL = cut.tensor(cut.context(documents_BS)) >= 0 if self.row_of else None
         x_BLD = self._embed(cut.context(x)) if self.first else x
         stats: dict[int, RouterStats] = {}

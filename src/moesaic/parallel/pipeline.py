@@ -74,17 +74,3 @@ class Pipeline:
                 )
             self._stages[key] = made
         return self._stages[key]
-
-    def micro_batches(self, rows: int, largest: int) -> tuple[int, int]:
-        """Sequences in a micro-batch and number of micro-batches for `rows` sequences.
-
-        Micro-batches shrink where the pipeline would not fill; what is missing to a number that the schedule takes
-        comes as empty ones.
-        """
-        least = self.meshes.layout.pp * (2 if self.meshes.layout.schedule == "zero_bubble" else 1)
-        micro = max(1, min(largest, rows // least))
-        count = max(-(-rows // micro), least)
-        if self.meshes.layout.schedule == "interleaved":
-            while count % (count // self.meshes.layout.pp):  # torch deals them out in rounds of equal size
-                count += 1
-        return micro, count

@@ -5,10 +5,13 @@ Dense weights are dealt out over data and context ranks, experts over the replic
 
 import logging
 import warnings
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from moesaic.parallel.meshes import Meshes
@@ -30,8 +33,8 @@ def apply_sharding(part: Part, meshes: Meshes) -> None:
     # a stage, may take two steps.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    reduce = torch.bfloat16 if layout.reduce == "bf16" else torch.float32
-    policy = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
+    # Micro-batches add up in fp32 in any case.
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     dense, experts = meshes.dense["fsdp"], meshes.experts["edp"]
     wrapped: list[nn.Module] = []
     # Experts that no other rank holds are left alone: FSDP over one rank would keep a copy of them.
@@ -47,8 +50,29 @@ def apply_sharding(part: Part, meshes: Meshes) -> None:
     for module in (*wrapped, part):
         assert isinstance(module, FSDPModule)
         # Our objective is a sum over ranks, so gradients are summed and not averaged.
+        if layout.reduce == "bf16":
+            reduction: Any = Bf16Reduction()
+            module.set_custom_reduce_scatter(reduction)
+            module.__dict__["reduction"] = reduction  # for who wants to look at what goes in
         module.set_force_sum_reduction_for_comms(True)
         module.set_gradient_divide_factor(1.0)
+
+
+class Bf16Reduction:
+    """Sums gradients over replicas in bf16. FSDP2's own setting would add up micro-batches in bf16 too."""
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for inputs and outputs."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
+    ) -> dist.Work | None:
+        """Sum over ranks, a piece for each; fp32 in and out."""
+        narrow = torch.empty_like(output_tensor, dtype=torch.bfloat16)
+        dist.reduce_scatter_single(output=narrow, input=input_tensor.bfloat16(), group=group, op=op)
+        output_tensor.copy_(narrow)
+        return None
 
 
 def sync_gradients(part: Part, layout: Layout, last: bool) -> None:

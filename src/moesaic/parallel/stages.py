@@ -93,3 +93,20 @@ def _filled(upto: list[int], bound: int) -> int:
         if upto[end] - upto[start] > bound:
             count, start = count + 1, end - 1
     return count + 1
+
+
+def micro_batches(layout: Layout, rows: int, largest: int) -> tuple[int, int]:
+    """Sequences in a micro-batch, at most `largest`, and number of micro-batches for the `rows` sequences of a replica.
+
+    Where a pipeline would not fill, micro-batches shrink; what is missing to a number that its schedule takes comes as
+    empty ones.
+    """
+    if layout.pp == 1:
+        return min(largest, rows), -(-rows // largest)
+    least = layout.pp * (2 if layout.schedule == "zero_bubble" else 1)
+    micro = max(1, min(largest, rows // least))
+    count = max(-(-rows // micro), least)
+    if layout.schedule == "interleaved":
+        while count % (count // layout.pp):  # torch deals them out in rounds of equal size
+            count += 1
+    return micro, count

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,14 @@ from torch.distributed.fsdp import FSDPModule
 
 
 class WatchedReduction:
-    """FSDP2's default reduce-scatter of one module (`FSDPModule.set_custom_reduce_scatter`), looked at on the way."""
+    """The reduce-scatter of one FSDP2 module (`FSDPModule.set_custom_reduce_scatter`), looked at on the way.
 
-    def __init__(self, name: str) -> None:
+    `inner` is the one that the layout asks for, FSDP2's default without one.
+    """
+
+    def __init__(self, name: str, inner: Callable[..., dist.Work | None] | None = None) -> None:
         self.name = name
+        self.inner = inner or dist.reduce_scatter_single
         self.took = 0.0  # seconds of looking in this step
         self._looks = False
         self._largest: list[Tensor] = []
@@ -40,10 +44,7 @@ class WatchedReduction:
             began = time.perf_counter()
             self._largest.append(torch.linalg.vector_norm(input_tensor, math.inf))
             self.took += time.perf_counter() - began
-        work: dist.Work | None = dist.reduce_scatter_single(
-            output=output_tensor, input=input_tensor, group=group, op=op, async_op=async_op
-        )
-        return work
+        return self.inner(output_tensor, input_tensor, group=group, op=op, async_op=async_op)
 
 
 def watch_reductions(parts: Sequence[nn.Module]) -> list[WatchedReduction]:
@@ -52,7 +53,7 @@ def watch_reductions(parts: Sequence[nn.Module]) -> list[WatchedReduction]:
     for part in parts:
         for name, module in part.named_modules():
             if isinstance(module, FSDPModule):
-                reduction = WatchedReduction(name)
+                reduction = WatchedReduction(name, getattr(module, "reduction", None))
                 module.set_custom_reduce_scatter(reduction)  # type: ignore[arg-type]
                 found.append(reduction)
     return found

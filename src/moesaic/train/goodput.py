@@ -17,6 +17,7 @@ from datetime import datetime
 from statistics import mean, median
 from typing import Any
 
+from moesaic.parallel.stages import micro_batches
 from moesaic.plan import goodput as model
 from moesaic.plan.schedule.closed import step_bubble
 from moesaic.recipe import Recipe
@@ -163,9 +164,9 @@ def _bubble(line: Line, recipe: Recipe) -> float:
     if layout.pp == 1:
         return 0.0
     stage = next(s for s in recipe.stages if s.name == line["stage"])
-    rows = line["batch_sequences"] / layout.dp
-    least = layout.pp * (2 if layout.schedule == "zero_bubble" else 1)
-    count = max(math.ceil(rows / stage.micro_batch), least)
+    sequences = line["batch_sequences"]
+    replicas = next((b.dp for b in stage.batch if b.tokens == sequences * stage.seq_len), None) or layout.dp
+    _, count = micro_batches(layout, math.ceil(sequences / replicas), stage.micro_batch)
     kind = "zbv" if layout.schedule == "zero_bubble" else layout.schedule
     return step_bubble(kind, layout.pp, count, layout.chunks_per_rank)
 

@@ -1,7 +1,5 @@
 """Micro-batches of a pipeline: torch takes every number of them, and none of the sequences is lost."""
 
-from functools import cache
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,22 +11,13 @@ from moesaic.parallel.engine import padded
 from moesaic.parallel.meshes import Meshes
 from moesaic.parallel.part import Part
 from moesaic.parallel.pipeline import Pipeline
-from moesaic.parallel.stages import piece_of, split_layers
+from moesaic.parallel.stages import micro_batches, piece_of, split_layers
 from moesaic.parallel.world import World
 from moesaic.recipe import Layout
 from moesaic.train.verify import MODEL, batch
 from ranks import run_ranks
 
 CONFIG = MODEL.model_copy(update={"n_layers": 6})
-
-
-@cache
-def pipeline(pp: int, schedule: str, chunks: int) -> Pipeline:
-    """That of the first rank, without the others."""
-    layout = Layout.model_validate({"pp": pp, "schedule": schedule, "chunks": chunks})
-    meshes = object.__new__(Meshes)
-    meshes.layout = layout
-    return Pipeline([], [], meshes)
 
 
 @given(
@@ -38,7 +27,7 @@ def pipeline(pp: int, schedule: str, chunks: int) -> Pipeline:
     st.integers(1, 16),
 )
 def test_micro_batches_hold_all_rows_and_fill_the_pipeline(pp: int, schedule: str, rows: int, largest: int) -> None:
-    size, count = pipeline(pp, schedule, 2).micro_batches(rows, largest)
+    size, count = micro_batches(Layout.model_validate({"pp": pp, "schedule": schedule, "chunks": 2}), rows, largest)
     assert 1 <= size <= largest
     assert size * count >= rows
     assert count >= pp * (2 if schedule == "zero_bubble" else 1)
@@ -58,7 +47,7 @@ def constructs(rank: int, pp: int, schedule: str, chunks: int, cases: list[tuple
     line = Pipeline(parts, pieces, meshes)
     counts = []
     for rows, largest in cases:
-        size, count = line.micro_batches(rows, largest)
+        size, count = micro_batches(layout, rows, largest)
         line._schedule(count, size, 32)
         counts.append(count)
     return counts
