@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import torch
 from rich.console import Console
 
-from moesaic import __version__
 from moesaic.data import Carry, DataFolder, Ledger, Loader, build_data
 from moesaic.data.folder import MANIFEST
 from moesaic.durable import sha256_of
@@ -79,7 +78,7 @@ def train(
             built = world.on_first(lambda: build_data(recipe, home, progress=display.message).path)
             data = world.on_each(lambda: DataFolder.open(built))
             world.agree("the data", sha256_of(built / MANIFEST))
-            world.agree("versions", f"moesaic {__version__} with torch {torch.__version__}, {why}, bf16 {bf16}")
+            world.agree("versions and kernels", f"torch {torch.__version__}, {why}, bf16 {bf16}")
             tree = recipe.model_dump(mode="json")
             opened = world.on_each(lambda: [open_sink(name, run, tree) for name in sinks if world.is_first])
             with closing(MetricsLog(folder.metrics if world.is_first else None, opened, warn=display.message)) as log:
