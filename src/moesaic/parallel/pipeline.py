@@ -39,9 +39,8 @@ class Pipeline:
         schedule.step(*args, target=target, return_outputs=False, **more)
 
     def _schedule(self, count: int, micro: int, seq: int) -> _PipelineSchedule:
-        key = (count, micro, seq)
+        key, stages = (count, micro, seq), self._stages_of(micro, seq)
         if key not in self._schedules:
-            stages = self._stages_of(micro, seq)
             kinds = {
                 "1f1b": Schedule1F1B,
                 "interleaved": ScheduleInterleaved1F1B,
@@ -56,6 +55,7 @@ class Pipeline:
     def _stages_of(self, micro: int, seq: int) -> list[PipelineStage]:
         key = (micro, seq)
         if key not in self._stages:
+            self._stages, self._schedules = {}, {}  # receive buffers of another shape are not kept
             made = []
             for part, number in zip(self.parts, self.pieces, strict=True):
                 length = part.cut.local_length(seq)

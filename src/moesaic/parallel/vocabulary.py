@@ -70,7 +70,7 @@ class _VocabularyLoss(torch.autograd.Function):
         d_hidden, d_head = ctx.saved_tensors
         scale = grad_outputs[0]
         return (
-            d_hidden * scale.to(d_hidden.dtype) if wanted(ctx, 0) else None,
+            d_hidden * scale if wanted(ctx, 0) else None,
             d_head * scale if wanted(ctx, 1) else None,
             None,
             None,
