@@ -83,9 +83,9 @@ def test_next_token_loss_in_bf16_is_near_the_reference() -> None:
     assert float(next_token_loss(hidden.bfloat16(), head, labels)) == pytest.approx(float(exact), rel=2**-7)
 
 
-@pytest.mark.parametrize("count", [300, 513])
+@pytest.mark.parametrize("count", [300, 777])
 def test_the_mean_over_labels_scales_bf16_gradients_exactly(count: int) -> None:
-    """1/300 and 1/513 are 0.2 % off in bf16, the same for all: the body would learn at another rate than the head."""
+    """1/300 and 1/777 are 0.2 % off in bf16, the same for all: the body would learn at another rate than the head."""
     g = torch.Generator().manual_seed(0)
     hidden, head = torch.randn(256, 32, generator=g).bfloat16().requires_grad_(), torch.randn(300, 32, generator=g)
     labels = torch.randint(300, (256,), generator=g)
