@@ -255,10 +255,10 @@ def test_previous_batch_uses_the_load_of_the_last_step_over_all_its_micro_batche
     result, _, step = one_step(2, first, "previous_batch")
     assert result.balance_loss == pytest.approx(1, abs=1e-6)  # before the first step load counts as even
     with torch.no_grad():
-        _, stats = step.model.hidden(first.tokens, first.positions, first.documents, collect_stats=True)
+        _, stats = step.engine.whole().hidden(first.tokens, first.positions, first.documents, collect_stats=True)
         load_LE = expert_load(stats) / expert_load(stats).sum(dim=1, keepdim=True)
         torch.testing.assert_close(torch.tensor(result.load), load_LE)
-        _, stats = step.model.hidden(second.tokens, second.positions, second.documents, collect_stats=True)
+        _, stats = step.engine.whole().hidden(second.tokens, second.positions, second.documents, collect_stats=True)
         expected = sum(float(balance_loss(s, 2, load_LE[i])) for i, s in enumerate(stats)) / (8 * 2)
     assert step(second, lr=0.0).balance_loss == pytest.approx(expected, abs=1e-6)
     assert expected != pytest.approx(1, abs=1e-4)
