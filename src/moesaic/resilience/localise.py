@@ -135,8 +135,9 @@ class GradientWatch(Observer):
     it tells the tensor but not the rank. There what goes into each reduction is looked at as well.
     """
 
-    def __init__(self, run: Path, rank: int) -> None:
-        self.run, self.rank = run, rank
+    def __init__(self, run: Path, rank: int, always: bool = False) -> None:
+        """`always`: look at every step, whatever it costs, as a rehearsal must."""
+        self.run, self.rank, self._always = run, rank, always
         self._named: list[tuple[str, nn.Parameter]] = []
         self._reductions: list[WatchedReduction] = []
         self._seen: list[tuple[str, Tensor]] = []
@@ -158,7 +159,7 @@ class GradientWatch(Observer):
 
     @property
     def _looks(self) -> bool:
-        return len(self._trials) < TRIALS or self._cheap or self._armed > 0
+        return self._always or len(self._trials) < TRIALS or self._cheap or self._armed > 0
 
     def gradients_ready(self, step: int) -> None:
         """See `Observer`. Nothing is read back from the device here, except while the cost is being measured."""

@@ -53,7 +53,7 @@ class Rank:
     def observer(self, *more: Observer) -> Observer:
         """Heartbeats with the clock that finds slow ranks, then `more`, then the watch over gradients."""
         pulse = Heartbeat(self.beats, None if self._clock is None else self._clock.take)
-        return Observers(pulse, *more, GradientWatch(self.start.run, self.number))
+        return Observers(pulse, *more, GradientWatch(self.start.run, self.number, always=bool(more)))
 
 
 Worker = Callable[..., Outcome]
