@@ -47,6 +47,7 @@ ONLY_NORM = small({"trainable": ("norm.weight",)}, n_layers=4)
 ONLY_FIRST = small({"trainable": ("layers.0.*",)}, n_layers=4)
 ONLY_LAST = small({"trainable": ("layers.3.*",)}, n_layers=4)
 ONLY_ENDS = small({"trainable": ("embedding",)}, n_layers=4)
+MANY = small({"sequences": 64, "micro_batch": 1})
 
 VARIANTS: dict[str, tuple[Case, str]] = {
     "two kv heads split": (SPLIT_KV, "tp=2"),
@@ -93,6 +94,9 @@ VARIANTS: dict[str, tuple[Case, str]] = {
     "last stage frozen whole, interleaved": (ONLY_FIRST, "pp=2,zero=0,schedule=interleaved"),
     "one layer trained, zero bubble": (ONLY_FIRST, "pp=2,zero=0,schedule=zero_bubble"),
     "middle stages frozen whole": (ONLY_ENDS, "pp=4,zero=0"),
+    "summed in bf16, many micro-batches": (MANY, "dp=2,reduce=bf16"),
+    "summed in bf16, many micro-batches, piped": (MANY, "pp=2,dp=2,reduce=bf16"),
+    "summed in bf16, many micro-batches, piped, weights sharded": (MANY, "pp=2,dp=2,zero=3,reduce=bf16"),
 }
 TWICE = ("dp=2,tp=2,ep=4", "pp=2,dp=2,ep=2,schedule=zero_bubble,recompute=selective")
 
@@ -158,6 +162,19 @@ def test_a_layout_computes_what_one_process_computes(name: str) -> None:
     bound = 1e-2 if layout.reduce == "bf16" else 1e-5
     assert all(by <= bound for by in verdict.largest.values())
     assert verdict.largest["loss"] <= 1e-5
+
+
+IN_BF16 = [*(t for t in MATRIX if "bf16" in t), *(name for name, (_, text) in VARIANTS.items() if "bf16" in text)]
+
+
+@pytest.mark.parametrize("name", IN_BF16)
+def test_a_sum_in_bf16_is_rounded_on_the_wire_alone(name: str) -> None:
+    """Addends and sum are each off by at most 2^-9 of a value, whatever the number of micro-batches."""
+    case, _ = cases()[name]
+    for what, expected in reference(case).values.items():
+        if what.startswith("gradient "):
+            error = (values(name)[what] - expected).norm() / expected.norm()
+            assert 1e-4 < error < 2**-8, what  # below: nothing was rounded
 
 
 @pytest.mark.parametrize("text", TWICE)

@@ -14,10 +14,11 @@ from torch.distributed.pipelining import (
     ScheduleInterleaved1F1B,
     ScheduleZBVZeroBubble,
 )
-from torch.distributed.pipelining.schedules import _PipelineSchedule
 
 from moesaic.parallel.meshes import Meshes
 from moesaic.parallel.part import Part
+
+Schedule = Schedule1F1B | ScheduleInterleaved1F1B | ScheduleZBVZeroBubble
 
 
 class Pipeline:
@@ -28,7 +29,7 @@ class Pipeline:
         self.parts, self.pieces, self.meshes = parts, pieces, meshes
         self.total = meshes.layout.pp * meshes.layout.chunks_per_rank
         self._stages: dict[tuple[int, int], list[PipelineStage]] = {}
-        self._schedules: dict[tuple[int, int, int], _PipelineSchedule] = {}
+        self._schedules: dict[tuple[int, int, int], Schedule] = {}
 
     def step(self, tokens: Tensor, positions: Tensor, documents: Tensor, labels: Tensor, micro: int) -> None:
         """Forward and backward of all micro-batches of `micro` sequences; every tensor is `[B, S]`."""
@@ -38,7 +39,7 @@ class Pipeline:
         more: dict[str, Any] = {"positions_BS": positions, "documents_BS": documents, "labels_BS": labels}
         schedule.step(*args, target=target, return_outputs=False, **more)
 
-    def _schedule(self, count: int, micro: int, seq: int) -> _PipelineSchedule:
+    def _schedule(self, count: int, micro: int, seq: int) -> Schedule:
         key, stages = (count, micro, seq), self._stages_of(micro, seq)
         if key not in self._schedules:
             kinds = {

@@ -51,11 +51,16 @@ def apply_sharding(part: Part, meshes: Meshes) -> None:
         assert isinstance(module, FSDPModule)
         # Our objective is a sum over ranks, so gradients are summed and not averaged.
         if layout.reduce == "bf16":
-            reduction: Any = Bf16Reduction()
-            module.set_custom_reduce_scatter(reduction)
-            module.__dict__["reduction"] = reduction  # for who wants to look at what goes in
+            reduce_in_bf16(module)
         module.set_force_sum_reduction_for_comms(True)
         module.set_gradient_divide_factor(1.0)
+
+
+def reduce_in_bf16(module: FSDPModule) -> None:
+    """Send the gradients of `module` in bf16."""
+    reduction: Any = Bf16Reduction()
+    module.set_custom_reduce_scatter(reduction)
+    module.__dict__["reduction"] = reduction  # for who wants to look at what goes in
 
 
 class Bf16Reduction:

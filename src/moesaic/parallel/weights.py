@@ -40,8 +40,7 @@ class Ledger:
 
 def distribute(module: nn.Module, name: str, mesh: DeviceMesh, *placements: Placement) -> None:
     """Put this rank's piece of a weight in its place. The module is on meta: nothing is sent."""
-    weight: nn.Parameter = module._parameters[name]  # type: ignore[assignment]
-    module.register_parameter(name, nn.Parameter(distribute_tensor(weight.data, mesh, placements)))
+    module.register_parameter(name, nn.Parameter(distribute_tensor(module.get_parameter(name).data, mesh, placements)))
 
 
 def named_experts(part: Part) -> Iterator[tuple[str, nn.Module, bool]]:

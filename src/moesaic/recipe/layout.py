@@ -78,7 +78,9 @@ class Layout(Part):
 
         divides(self.tp, "tp", model.n_heads, "n_heads")
         divides(self.tp, "tp", model.d_model, "d_model")
-        divides(self.tp, "tp", model.d_ff, "d_ff")
+        divides(self.tp, "tp", model.d_ff, "d_ff")  # and with it experts that are split: etp is 1 or tp
+        if model.dense_layers and model.dense_d_ff:
+            divides(self.tp, "tp", model.dense_d_ff, "dense_d_ff")
         divides(self.tp, "tp", model.vocab_size, "vocab_size")
         divides(self.ep, "ep", model.n_experts, "n_experts")
         if model.n_kv_heads % self.tp and self.tp % model.n_kv_heads:

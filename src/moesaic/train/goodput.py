@@ -20,7 +20,8 @@ from typing import Any
 from moesaic.parallel.stages import micro_batches
 from moesaic.plan import goodput as model
 from moesaic.plan.schedule.closed import step_bubble
-from moesaic.recipe import Recipe
+from moesaic.recipe import Layout, Recipe
+from moesaic.train.progress import layout_for
 
 Line = Mapping[str, Any]
 
@@ -131,7 +132,7 @@ def goodput_of(lines: Sequence[Line], recipe: Recipe | None = None) -> Goodput:
         begun -= resumes[0].get("lost_seconds", 0.0) + resumes[0].get("down_seconds", 0.0)
     wall = (times[-1] - begun if times else 0.0) - paused
     known = productive + checkpoint + lost + restart
-    bubbles = [line["seconds"] * _bubble(line, recipe) for line in steps] if recipe else []
+    bubbles = _bubbles(steps, recipe) if recipe else []
     gaps = [b - a for a, b in zip([0, *(place(s) for s in saves)], [place(s) for s in saves], strict=False) if b > a]
     return Goodput(
         productive=productive,
@@ -159,14 +160,24 @@ def _start_up(lines: Sequence[Line], at: int) -> float:
     return 0.0
 
 
-def _bubble(line: Line, recipe: Recipe) -> float:
-    layout = recipe.layout
+def _bubbles(steps: Sequence[Line], recipe: Recipe) -> list[float]:
+    """Predicted seconds of each step, in the layout that its batch was computed in."""
+    done: dict[str, int] = {}  # tokens of each stage, the clock of its ramp
+    out = []
+    for line in steps:
+        name = line["stage"]
+        stage = next(s for s in recipe.stages if s.name == name)
+        layout = layout_for(recipe, stage, done.get(name, 0))
+        done[name] = done.get(name, 0) + line["batch_tokens"]
+        out.append(line["seconds"] * _bubble(layout, math.ceil(line["batch_sequences"] / layout.dp), stage.micro_batch))
+    return out
+
+
+def _bubble(layout: Layout, rows: int, largest: int) -> float:
+    """Share of a step, of `rows` sequences of a replica in micro-batches of at most `largest`."""
     if layout.pp == 1:
         return 0.0
-    stage = next(s for s in recipe.stages if s.name == line["stage"])
-    sequences = line["batch_sequences"]
-    replicas = next((b.dp for b in stage.batch if b.tokens == sequences * stage.seq_len), None) or layout.dp
-    _, count = micro_batches(layout, math.ceil(sequences / replicas), stage.micro_batch)
+    _, count = micro_batches(layout, rows, largest)
     kind = "zbv" if layout.schedule == "zero_bubble" else layout.schedule
     return step_bubble(kind, layout.pp, count, layout.chunks_per_rank)
 

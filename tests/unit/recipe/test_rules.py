@@ -71,6 +71,8 @@ MODEL = Model(vocab_size=512, d_model=64, n_layers=4, n_heads=4, head_dim=16, n_
         ({"tp": 3}, {"n_heads": 6, "n_kv_heads": 3}, "tp = 3 does not divide d_model = 64"),
         ({"tp": 4}, {"vocab_size": 510}, "tp = 4 does not divide vocab_size = 510"),
         ({"tp": 16}, {"d_ff": 24, "n_heads": 16}, "tp = 16 does not divide d_ff = 24"),
+        ({"tp": 4}, {"dense_layers": (0,), "dense_d_ff": 66}, "tp = 4 does not divide dense_d_ff = 66"),
+        ({"tp": 4, "etp": 4}, {"d_ff": 66}, "tp = 4 does not divide d_ff = 66"),
         ({"dp": 8, "ep": 8}, {}, "ep = 8 does not divide n_experts = 4"),
         ({"tp": 2}, {"n_heads": 6, "n_kv_heads": 3}, "n_kv_heads = 3 neither divides tp = 2"),
         ({"pp": 5}, {}, "pp = 5 stages for n_layers = 4"),

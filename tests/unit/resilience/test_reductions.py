@@ -3,23 +3,29 @@
 import math
 from pathlib import Path
 
+import pytest
 import torch
 import toy
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 import tiny
+from moesaic.parallel.shard import reduce_in_bf16
 from moesaic.resilience.incidents import incidents
 from moesaic.resilience.localise import GradientWatch, first_not_finite
 from ranks import run_ranks
 
 
-def train(rank: int, run: str, watched: bool) -> tuple[list[float], list[float]]:
+def train(rank: int, run: str, watched: bool, bf16: bool = False) -> tuple[list[float], list[float]]:
     """Two steps; in the second rank 1 strikes column 0 of the output, whose row of weights rank 0 holds."""
     torch.manual_seed(0)
     net = toy.Net()
     for layer in net.layers:
         fully_shard(layer)
     fully_shard(net)
+    if bf16:
+        for module in (net, *net.layers):
+            assert isinstance(module, FSDPModule)
+            reduce_in_bf16(module)
     watch = GradientWatch(Path(run), rank)
     if watched:
         watch.stage_ready(tiny.stage(), [net], torch.optim.SGD(net.parameters()))
@@ -57,7 +63,16 @@ def test_the_rank_that_brought_it_is_named(tmp_path: Path) -> None:
     assert 0 in holders  # whose own contribution was finite
 
 
-def test_watching_changes_no_bit(tmp_path: Path) -> None:
-    watched = run_ranks(train, 2, str(tmp_path), True)
-    alone = run_ranks(train, 2, str(tmp_path), False)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_watching_changes_no_bit(tmp_path: Path, bf16: bool) -> None:
+    watched = run_ranks(train, 2, str(tmp_path), True, bf16)
+    alone = run_ranks(train, 2, str(tmp_path), False, bf16)
     assert [first for first, _ in watched] == [first for first, _ in alone]
+    assert first_not_finite(tmp_path, 2) is not None
+
+
+def test_a_reduction_in_bf16_rounds(tmp_path: Path) -> None:
+    """Else the test above would show nothing."""
+    exact, rounded = (run_ranks(train, 2, str(tmp_path), False, bf16)[0][0] for bf16 in (False, True))
+    assert exact != rounded
+    assert exact == pytest.approx(rounded, rel=2**-6)

@@ -18,7 +18,14 @@ def at(seconds: float) -> str:
 
 
 def step(number: int, ends: float, seconds: float = 1.0, **more: Any) -> dict[str, Any]:
-    return {"step": number, "stage": "pretrain", "seconds": seconds, "time_iso": at(ends), "batch_sequences": 8} | more
+    return {
+        "step": number,
+        "stage": "pretrain",
+        "seconds": seconds,
+        "time_iso": at(ends),
+        "batch_sequences": 8,
+        "batch_tokens": 100,
+    } | more
 
 
 def save(number: int, blocked: float) -> dict[str, Any]:
@@ -96,6 +103,32 @@ def test_the_bubble_of_a_pipeline_is_predicted_from_its_micro_batches() -> None:
     recipe = recipe.model_copy(update={"layout": layout, "stages": (stage, *recipe.stages[1:])})
     assert goodput_of([step(1, 1), step(2, 2)], recipe).bubble == pytest.approx(2 / 9)
     assert goodput_of([step(1, 1)], read_recipe("pocket")).bubble == 0.0
+
+
+def test_the_bubble_is_that_of_the_replicas_of_the_batch() -> None:
+    """12 sequences on 1 replica, then, after 100 tokens, on 4: 12 and 3 micro-batches through 2 stages."""
+    recipe = read_recipe("pocket")
+    first = recipe.stages[0].batch[0]
+    ramp = (
+        first.model_copy(update={"after_tokens": 0, "dp": 1}),
+        first.model_copy(update={"after_tokens": 100, "dp": 4}),
+    )
+    stage = recipe.stages[0].model_copy(update={"micro_batch": 1, "batch": ramp})
+    layout = recipe.layout.model_copy(update={"pp": 2, "dp": 2, "schedule": "1f1b"})
+    recipe = recipe.model_copy(update={"layout": layout, "stages": (stage, *recipe.stages[1:])})
+    lines = [step(1, 1, batch_sequences=12), step(2, 2, batch_sequences=12)]
+    assert goodput_of(lines, recipe).bubble == pytest.approx(1 / 13 + 1 / 4)
+
+
+def test_the_bubble_counts_micro_batches_as_the_pipeline_makes_them() -> None:
+    """8 sequences of a replica, micro-batches of up to 8: two of 4 fill two stages."""
+    recipe = read_recipe("pocket")
+    stage = recipe.stages[0].model_copy(update={"micro_batch": 8})
+    layout = recipe.layout.model_copy(update={"pp": 2, "schedule": "1f1b"})
+    recipe = recipe.model_copy(update={"layout": layout, "stages": (stage, *recipe.stages[1:])})
+    assert goodput_of([step(1, 1)], recipe).bubble == pytest.approx(1 / 3)
+    # 7 in pieces of 3 are three, which two stages take; as many as 7 / 8 rounded up would be one.
+    assert goodput_of([step(1, 1, batch_sequences=7)], recipe).bubble == pytest.approx(1 / 4)
 
 
 def test_the_save_interval_is_dalys_within_its_bounds() -> None:
