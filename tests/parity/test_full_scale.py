@@ -7,7 +7,7 @@ from math import ceil
 
 import pytest
 
-from moesaic.parallel.scale import Row, check_scale
+from moesaic.parallel.scale import Row, check_scale, table
 from moesaic.plan import train_plan
 from moesaic.recipe import Recipe, read_recipe
 
@@ -85,6 +85,7 @@ def test_all_that_differs_is_rows_that_do_not_divide(gpt4: list[Row]) -> None:
         ("gpt4", {"zero": 0}, 0),
         ("gpt4", {"schedule": "1f1b", "cp": 2, "dp": 104}, 0.004),
         ("node", {}, 0),
+        ("node", {"zero": 3}, 0.01),
     ],
 )
 def test_other_layouts_agree_as_well(name: str, layout: dict[str, int | str], most: float) -> None:
@@ -92,9 +93,20 @@ def test_other_layouts_agree_as_well(name: str, layout: dict[str, int | str], mo
     for row in check_scale(recipe, ranks=[recipe.layout.world // recipe.layout.pp * (recipe.layout.pp - 1)]):
         built, planned = row.bytes
         assert row.parameters[0] == row.parameters[1]
-        assert built - planned == pytest.approx(row.uneven_bytes, abs=1)
+        assert built - planned == pytest.approx(row.uneven_bytes + row.held_whole_bytes, abs=1)
+        assert (row.held_whole_bytes > 0) == (recipe.layout.zero == 3 and recipe.layout.pp > 1)
         of_planned = row.optimizer_bytes[1] if recipe.layout.zero < 3 else planned
         assert 0 <= row.uneven_bytes <= most * of_planned
+
+
+def test_zero_three_over_a_pipeline_holds_a_stage_whole() -> None:
+    recipe = recipe_of("gpt4", zero=3)
+    whole, fullest = by_hand(recipe, 8, 208, 104)
+    (middle,) = check_scale(recipe, ranks=[7 * 208 * 8])
+    assert middle.weight_bytes[0] == 2 * whole > 50 * middle.weight_bytes[1]
+    assert middle.gradient_bytes[0] == FP32 * whole > 50 * middle.gradient_bytes[1]
+    assert middle.trainer_bytes == 3 * FP32 * fullest + 2 * FP32 * whole
+    assert "held-whole" in table([middle])
 
 
 def test_a_table_in_two_gigabytes() -> None:

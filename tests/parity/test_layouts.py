@@ -5,6 +5,7 @@ kinds. All layouts of one number of ranks share one set of processes.
 import itertools
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from parity_matrix import MATRIX, matrix_cases, measure, reference
 from torch import Tensor
 
 from moesaic.parallel.stages import split_layers
+from moesaic.parallel.world import World
 from moesaic.recipe import Layout, Model
 from moesaic.recipe.layout_text import parse_layout
 from moesaic.recipe.rope import RopeScaling
@@ -220,6 +222,15 @@ def test_frozen_weights_have_no_gradient_and_do_not_move() -> None:
             kind, _, weight = key.partition(" ")
             if kind == "weight":
                 assert torch.equal(value, FROZEN.value(weight, value.shape, seed)) == (weight not in trained), weight
+
+
+def test_dynamic_scaling_goes_by_the_sequence_and_not_by_the_micro_batch() -> None:
+    one = replace(DYNAMIC, micro_batch=1)
+    seed = reference(DYNAMIC).seed
+    verdict = verify.compare(Layout(), reference(DYNAMIC).values, verify.trace(one, Layout(), World(), seed))
+    assert verdict.equal, verdict
+    plain = small()
+    assert not verify.compare(Layout(), reference(DYNAMIC).values, verify.trace(plain, Layout(), World(), seed)).equal
 
 
 def test_uneven_stages_are_uneven() -> None:

@@ -112,17 +112,27 @@ def _squares(gradient: Tensor) -> Tensor:
 
 
 def _sum(gradients: list[Tensor], group: ProcessGroup | None, dtype: torch.dtype = torch.float32) -> None:
-    """Sum over ranks in place, many small tensors in one message."""
-    if group is None or not gradients:
+    """Sum over ranks in place: many small tensors in one message, a large one without a copy of it."""
+    if group is None:
         return
     bucket: list[Tensor] = []
     size = 0
-    for i, gradient in enumerate(gradients):
+    for gradient in gradients:
+        bytes_ = gradient.numel() * dtype.itemsize
+        if bytes_ >= BUCKET_BYTES and gradient.dtype == dtype and gradient.is_contiguous():
+            sum_(gradient, group)
+            continue
         bucket.append(gradient)
-        size += gradient.numel() * dtype.itemsize
-        if size >= BUCKET_BYTES or i == len(gradients) - 1:
-            flat = torch.cat([g.flatten().to(dtype) for g in bucket])
-            sum_(flat, group)
-            pieces = flat.split([g.numel() for g in bucket])
-            torch._foreach_copy_(bucket, [p.view_as(g) for p, g in zip(pieces, bucket, strict=True)])
+        size += bytes_
+        if size >= BUCKET_BYTES:
+            _sum_together(bucket, group, dtype)
             bucket, size = [], 0
+    if bucket:
+        _sum_together(bucket, group, dtype)
+
+
+def _sum_together(bucket: list[Tensor], group: ProcessGroup, dtype: torch.dtype) -> None:
+    flat = torch.cat([g.flatten().to(dtype) for g in bucket])
+    sum_(flat, group)
+    pieces = flat.split([g.numel() for g in bucket])
+    torch._foreach_copy_(bucket, [p.view_as(g) for p, g in zip(pieces, bucket, strict=True)])

@@ -72,6 +72,7 @@ class Part(nn.Module):
         self.tally = Tally.empty(len(self.config.sparse_layers), self.config.n_experts, torch.device("cpu"))
         self.scale = StepScale()
         self.row_of = {n: i for i, n in enumerate(self.config.sparse_layers)}
+        self._rows = torch.tensor([self.row_of[n] for n in layers if n in self.row_of], dtype=torch.int64, device="cpu")
 
     @property
     def blocks(self) -> list[Block]:
@@ -92,7 +93,8 @@ class Part(nn.Module):
         """
         cut, dtype = self.cut, self.compute_dtype
         sight = cut.sight(Visibility.of(positions_BS, documents_BS, self.config.window), positions_BS.shape[1])
-        rotary = rotary_table(cut.context(positions_BS), self.config, dtype, positions_BS.shape[1])
+        # Dynamic scaling goes by the whole sequence: not by this rank's piece, nor by a micro-batch's documents.
+        rotary = rotary_table(cut.context(positions_BS), self.config, dtype, length=positions_BS.shape[1])
         real_BL = cut.tensor(cut.context(documents_BS)) >= 0 if self.row_of else None
         x_BLD = self._embed(cut.context(x)) if self.first else x
         stats: dict[int, RouterStats] = {}
@@ -128,9 +130,9 @@ class Part(nn.Module):
         config = self.config
         rows = sorted(stats)
         seen = torch.stack([torch.cat((stats[r].counts_BE, stats[r].tokens_B.unsqueeze(-1)), dim=-1) for r in rows])
-        self.tally.counts_LE = self.tally.counts_LE.index_add(
-            0, torch.tensor(rows, device=seen.device), seen[..., :-1].sum(dim=1)
-        )
+        if self._rows.device != seen.device:  # once: a copy to the device waits for it
+            self._rows = self._rows.to(seen.device)
+        self.tally.counts_LE = self.tally.counts_LE.index_add(0, self._rows, seen[..., :-1].sum(dim=1))
         sum_(seen, self.cut.sequence)
         balances, zs = [], []
         for row, whole_BE1 in zip(rows, seen, strict=True):

@@ -8,11 +8,15 @@ training; weights are on meta, so that they have shapes and take no memory.
 Both sides count as the planner does: 2 bytes for each weight that a rank computes with, 4 for each gradient, 12 for
 each parameter in the optimizer (master weight and two moments), the last divided among replicas. Our trainer differs
 in one point: what it computes with is fp32 too. So `Row.trainer_bytes` has, without ZeRO, 2 bytes less for a
-parameter (the weight is its own master), and with ZeRO-1 two more.
+parameter (the weight is its own master), and with ZeRO two more where weights are whole.
 
 Replicas deal out whole rows of a weight's first dimension, each as many as the fullest (FSDP pads the others): 276 of
 28,672 for each of 104, which makes 28,704, and the last replicas have less. The forecast divides evenly; the
 difference is `Row.uneven_bytes`.
+
+ZeRO-3 over a pipeline is forecast as engines do it that give weights and gradients away after each micro-batch. Ours
+does not: until the last micro-batch torch's pipelines tell FSDP to keep the weights of a stage whole after a backward
+pass, and its gradients. What that takes more is counted here, and is `Row.held_whole_bytes`.
 """
 
 import argparse
@@ -55,6 +59,8 @@ class Row:
     optimizer_bytes: tuple[int, float]
     uneven_bytes: float
     """Of the three, what there is because replicas divide whole rows; negative on the last ones, which have fewer."""
+    held_whole_bytes: float
+    """Of weights and gradients, what torch's pipelines hold whole and the forecast of zero = 3 divides."""
     trainer_bytes: int
     """Weights, gradients and optimizer of our own trainer, at the end of the last backward pass."""
     seconds: tuple[float, float]
@@ -136,9 +142,11 @@ def _row(recipe: Recipe, layout: Layout, rank: int) -> Row:
     plan = forecast(recipe, layout, place.pp)
     whole = sum(w.whole for w in weights)
     kept, moments = sum(w.kept for w in weights), sum(w.moments for w in weights)
-    used, reduced = (kept, kept) if layout.zero == 3 else (whole, whole)
+    divided = layout.zero == 3 and layout.pp == 1
+    used, reduced = (kept, kept) if divided else (whole, whole)
     apart = 0.0 if layout.zero == 0 else sum(w.kept + w.moments - 3 * w.share for w in weights)
-    uneven = FP32 * apart + (BF16 + FP32) * sum(w.kept - w.share for w in weights) * (layout.zero == 3)
+    uneven = FP32 * apart + (BF16 + FP32) * sum(w.kept - w.share for w in weights) * divided
+    held_whole = (BF16 + FP32) * sum(w.whole - w.share for w in weights) * (layout.zero == 3 and not divided)
     return Row(
         rank=rank,
         place=place,
@@ -148,7 +156,8 @@ def _row(recipe: Recipe, layout: Layout, rank: int) -> Row:
         gradient_bytes=(FP32 * reduced, plan.gradients.item()),
         optimizer_bytes=(FP32 * (kept + moments), plan.optimizer.item()),
         uneven_bytes=uneven,
-        trainer_bytes=FP32 * (kept + moments + reduced + (whole if layout.zero == 1 else 0)),
+        held_whole_bytes=held_whole,
+        trainer_bytes=FP32 * (kept + moments + reduced + (whole if layout.zero and not divided else 0)),
         seconds=seconds,
         host_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
@@ -175,12 +184,13 @@ def _allocated(tensor: Tensor) -> int:
 def table(rows: Sequence[Row]) -> str:
     """The rows as text."""
     head = (
-        "rank pp dp tp layers parameters planned weights gradients optimizer sum,GB planned uneven trainer,GB build,s"
+        "rank pp dp tp layers parameters planned weights gradients optimizer sum,GB planned uneven held-whole "
+        "trainer,GB build,s"
     )
     lines = [head.split()]
     for r in rows:
         kinds = (r.weight_bytes[0], r.gradient_bytes[0], r.optimizer_bytes[0], *r.bytes)
-        sizes = [f"{n / 1e9:.4f}" for n in (*kinds, r.uneven_bytes, r.trainer_bytes)]
+        sizes = [f"{n / 1e9:.4f}" for n in (*kinds, r.uneven_bytes, r.held_whole_bytes, r.trainer_bytes)]
         numbers = [str(n) for n in (r.rank, r.place.pp, r.place.dp, r.place.tp, r.layers)]
         lines.append([*numbers, *(f"{n:,}" for n in r.parameters), *sizes, f"{sum(r.seconds):.2f}"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -200,6 +210,8 @@ def main() -> None:
         sys.exit(str(error))
     print(f"{recipe.name}: {recipe.layout.world:,} ranks, {rows[-1].host_mb:,.0f} MB of host memory")
     print(table(rows))
+    if any(row.held_whole_bytes for row in rows):
+        print("held whole by torch's pipelines: weights and gradients that zero = 3 divides in the forecast")
     sys.exit(any(built != planned for built, planned in (r.parameters for r in rows)))
 
 

@@ -1,5 +1,8 @@
 """ZeRO over replicas through FSDP2: optimizer state and gradients (zero = 1) or weights of each layer too (zero = 3).
 
+With a pipeline zero = 3 saves less: until the last micro-batch torch's stages keep weights whole after a backward pass,
+and gradients too. Between steps everything is dealt out.
+
 Dense weights are dealt out over data and context ranks, experts over the replicas of their shard.
 """
 
@@ -83,7 +86,8 @@ class Bf16Reduction:
 def sync_gradients(part: Part, layout: Layout, last: bool) -> None:
     """Before a micro-batch: whether its backward pass ends with a reduction over replicas.
 
-    zero = 1 keeps weights whole until the last one, and reduces once a step; zero = 3 reduces each time.
+    zero = 1 keeps weights whole until the last one, and reduces once a step; zero = 3 reduces each time. For layouts
+    without a pipeline: there torch decides, and for either does what zero = 1 asks for.
     """
     if isinstance(part, FSDPModule):
         part.set_is_last_backward(last)

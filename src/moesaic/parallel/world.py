@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from moesaic.errors import LayoutError, MoesaicError
+from moesaic.parallel import agree
 from moesaic.parallel.last_words import reason
 from moesaic.parallel.launched import local_rank, meeting_point, rank_here, world_size
 
@@ -69,32 +70,25 @@ class World:
             dist.barrier(self.patient)
 
     def on_first(self, action: Callable[[], T]) -> T:
-        """What `action` gives on the first rank, or the error that it raises there, on every rank.
+        """What `action` gives on the first rank, or the error that it raises there, whatever it is, on every rank.
 
         The others wait as long as it takes.
         """
         if self.size == 1:
             return action()
-        outcome: list[Any] = list(_attempt(action)) if self.is_first else [None, None]
-        dist.broadcast_object_list(outcome, src=0, group=self.patient)
-        if outcome[1] is not None:
-            raise outcome[1]
-        result: T = outcome[0]
-        return result
+        return agree.result(agree.of_first(action, self.rank, self.patient))
 
     def on_each(self, action: Callable[[], T]) -> T:
         """What `action` gives on this rank; when it raises on any, the error of the first of these on every rank."""
         if self.size == 1:
             return action()
-        result, error = _attempt(action)
-        errors: list[MoesaicError | OSError | None] = [None] * self.size
-        dist.all_gather_object(errors, error, group=self.patient)
-        for rank, found in enumerate(errors):
+        outcomes = agree.of_each(action, self.rank, self.patient)
+        for rank, (_, found) in enumerate(outcomes):
             if isinstance(found, MoesaicError) and rank > 0:
                 raise type(found)(f"rank {rank}: {found}")
             if found is not None:
                 raise found
-        return result  # type: ignore[return-value]
+        return agree.result(outcomes[self.rank])
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether any rank has it set."""
@@ -144,10 +138,3 @@ def _meet(device: torch.device, limit_s: float, meeting_s: float) -> None:
     patience = timedelta(seconds=limit_s)
     # NCCL makes groups faster when it knows the device.
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience, device_id=on)
-
-
-def _attempt(action: Callable[[], T]) -> tuple[T | None, MoesaicError | OSError | None]:
-    try:
-        return action(), None
-    except (MoesaicError, OSError) as error:
-        return None, error

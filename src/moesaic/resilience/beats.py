@@ -1,7 +1,8 @@
 """Heartbeats: where each rank stands, in a file that it overwrites in place at each phase of a step.
 
 `RUN/heartbeats/rank_N` holds one record of fixed length, written with one system call (a few microseconds) and without
-waiting for the disk: it must survive the process, not the machine. `RUN/heartbeats/stack_N` receives the Python stack
+waiting for the disk: it must survive the process, not the machine. The system replaces a record piece by piece under a
+reader's eyes, so the record begins with its checksum: a reader takes one that is whole, or looks again. `RUN/heartbeats/stack_N` receives the Python stack
 of a rank that is asked for it with SIGUSR1, also when it is stuck in C++.
 """
 
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from moesaic.resilience.places import BRIDGES
 from moesaic.train.observer import Observer, SavePhase
 
 FOLDER = "heartbeats"
-RECORD = 2048  # bytes
+RECORD = 2048  # bytes, of which the first eight are the CRC-32 of the rest
 TEXT = 1000  # characters of an error that fit
 
 Phase = Literal["start", "step", "update", "between", "saving"]
@@ -62,9 +64,9 @@ class BeatFile:
     def write(self, **changes: Any) -> None:
         """Overwrite the record with these fields changed and the time now."""
         self.beat = replace(self.beat, at=time.time(), **changes)
-        text = json.dumps(asdict(self.beat)).encode()
+        body = json.dumps(asdict(self.beat)).encode().ljust(RECORD - 8)[: RECORD - 8]
         with contextlib.suppress(OSError):  # a full disk: the run must not die of its pulse being taken
-            os.pwrite(self._descriptor, text.ljust(RECORD)[:RECORD], 0)
+            os.pwrite(self._descriptor, b"%08x" % zlib.crc32(body) + body, 0)
 
     def failed(self, error: BaseException, mendable: bool) -> None:
         """This rank ends with `error`."""
@@ -113,11 +115,19 @@ def read_beats(run: Path) -> dict[int, Beat]:
     """The last beat of each rank that has begun."""
     out: dict[int, Beat] = {}
     for path in (run / FOLDER).glob("rank_*"):
-        # A record is never cut short, but a reader may meet one half replaced: the next look sees it whole.
         with contextlib.suppress(OSError, ValueError, TypeError):
-            beat = Beat(**json.loads(path.read_bytes()))
+            beat = Beat(**json.loads(_whole(path)))
             out[beat.rank] = beat
     return out
+
+
+def _whole(path: Path, looks: int = 5) -> bytes:
+    """The record without its checksum, or b"" where it was being replaced at each of a few looks."""
+    for _ in range(looks):
+        record = path.read_bytes()
+        if record[:8] == b"%08x" % zlib.crc32(record[8:]):
+            return record[8:]
+    return b""
 
 
 def clear_beats(run: Path) -> None:

@@ -1,11 +1,12 @@
-"""Agreement among ranks: what fails on one fails on all, so that none waits for a rank that has gone another way."""
+"""Agreement among ranks over a group of its own, for work beside training: see `parallel.agree`."""
 
-import pickle
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
+
+from moesaic.parallel import agree
 
 T = TypeVar("T")
 
@@ -33,13 +34,11 @@ class Ranks:
         """Run `action` on rank 0 and give its result, or its exception, to all ranks."""
         if self.group is None:
             return action()
-        outcome: list[_Outcome[T] | None] = [_attempt(action) if self.rank == 0 else None]
-        mine = outcome[0]
         try:
-            dist.broadcast_object_list(outcome, src=0, group=self.group)
+            outcome = agree.of_first(action, self.rank, self.group)
         except RuntimeError as error:
             raise _lost(error) from error
-        return _results([mine or outcome[0]])[0]  # type: ignore[list-item]
+        return agree.result(outcome)
 
     def on_all(self, action: Callable[[], T]) -> list[T]:
         """Run `action` on every rank and give all results, in order of rank, to all of them.
@@ -48,35 +47,11 @@ class Ranks:
         """
         if self.group is None:
             return [action()]
-        mine = _attempt(action)
-        outcomes: list[_Outcome[T]] = [mine] * self.size
         try:
-            dist.all_gather_object(outcomes, mine, group=self.group)
+            outcomes = agree.of_each(action, self.rank, self.group)
         except RuntimeError as error:
             raise _lost(error) from error
-        outcomes[self.rank] = mine  # with its traceback
-        return _results(outcomes)
-
-
-_Outcome = tuple[T | None, Exception | None]
-
-
-def _attempt(action: Callable[[], T]) -> _Outcome[T]:
-    try:
-        return action(), None
-    except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            return None, RuntimeError(f"{type(error).__name__}: {error}")
-        return None, error
-
-
-def _results(outcomes: list[_Outcome[T]]) -> list[T]:
-    for _, error in outcomes:
-        if error is not None:
-            raise error
-    return [result for result, _ in outcomes]  # type: ignore[misc]
+        return [agree.result(outcome) for outcome in outcomes]
 
 
 def _lost(error: RuntimeError) -> RankLostError:

@@ -3,8 +3,12 @@
 import math
 
 import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from moesaic.parallel import gradients
 from moesaic.parallel.engine import Engine
+from moesaic.parallel.gradients import BUCKET_BYTES
 from moesaic.parallel.private import local
 from moesaic.parallel.world import World
 from moesaic.recipe import Layout
@@ -31,6 +35,31 @@ def norms(rank: int, texts: tuple[str, ...]) -> list[tuple[float, float]]:
         engine.gradients.scale(0.5)
         out.append((before, engine.gradients.norm()))
     return out
+
+
+def in_buckets(rank: int) -> tuple[list[Tensor], int]:
+    """Sums of tensors below, at and above a bucket's size, and how many were copied on the way."""
+    each = BUCKET_BYTES // 4
+    tensors = [torch.full((n,), 1.0 + rank + i) for i, n in enumerate((3, each, 5, each + 7))]
+    tensors.append(torch.full((2, each), 9.0 + rank).t())  # not contiguous
+    copied = 0
+    together = gradients._sum_together
+
+    def counted(bucket: list[Tensor], group: ProcessGroup, dtype: torch.dtype) -> None:
+        nonlocal copied
+        copied += len(bucket)
+        together(bucket, group, dtype)
+
+    gradients._sum_together = counted
+    gradients._sum(tensors, torch.distributed.group.WORLD)
+    assert all((t == t.flatten()[0]).all() for t in tensors)
+    return [t.flatten()[:1].clone() for t in tensors], copied
+
+
+def test_large_gradients_are_summed_where_they_are_and_small_ones_together() -> None:
+    for sums, copied in run_ranks(in_buckets, 2):
+        assert [float(s) for s in sums] == [3.0, 5.0, 7.0, 9.0, 19.0]
+        assert copied == 3
 
 
 def test_each_weight_counts_once() -> None:

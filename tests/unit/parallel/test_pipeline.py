@@ -1,5 +1,6 @@
 """Micro-batches of a pipeline: torch takes every number of them, and none of the sequences is lost."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,9 +8,9 @@ from hypothesis import strategies as st
 from moesaic.data.batch import IGNORE
 from moesaic.model import Transformer
 from moesaic.parallel.cut import SequenceCut
-from moesaic.parallel.engine import padded
+from moesaic.parallel.engine import Engine, padded
 from moesaic.parallel.meshes import Meshes
-from moesaic.parallel.part import Part
+from moesaic.parallel.part import Part, StepScale
 from moesaic.parallel.pipeline import Pipeline
 from moesaic.parallel.stages import micro_batches, piece_of, split_layers
 from moesaic.parallel.world import World
@@ -59,6 +60,40 @@ def test_torch_takes_every_number_of_micro_batches() -> None:
         first, *others = run_ranks(constructs, pp, pp, schedule, chunks, cases)
         assert len(set(first)) > 3
         assert all(other == first for other in others)
+
+
+STEPS = [(4, 1, 32), (8, 1, 32), (8, 1, 32), (4, 1, 32), (8, 2, 32), (8, 1, 16), (4, 1, 32)]  # rows, largest, length
+
+
+def ramp(rank: int, schedule: str) -> list[tuple[bool, int, float]]:
+    """For each step: whether its stages are those of the step before, how many schedules are kept, the loss."""
+    layout = Layout.model_validate({"pp": 2, "schedule": schedule})
+    engine = Engine(CONFIG, layout, World(rank, 2, torch.device("cpu")))
+    engine.initialise(1)
+    line = engine.pipeline
+    assert line is not None
+    found = []
+    for rows, largest, seq in STEPS:
+        stages = line._stages
+        scale = StepScale(100, rows, torch.zeros(6, CONFIG.n_experts))
+        loss = engine.accumulate(batch(1, CONFIG.vocab_size, rows, seq), largest, scale).loss
+        assert len(line._stages) == 1
+        found.append((line._stages is stages, len(line._schedules), float(loss)))
+    return found
+
+
+def test_stages_stay_while_only_the_number_of_micro_batches_changes_and_go_with_their_shape() -> None:
+    for schedule in ("1f1b", "zero_bubble"):
+        first, other = run_ranks(ramp, 2, schedule)
+        assert first == other
+        assert [kept for kept, _, _ in first] == [False, True, True, True, False, False, False]
+        assert [schedules for _, schedules, _ in first] == [1, 2, 2, 2, 1, 1, 1]
+        one = Engine(CONFIG, Layout(), World())
+        one.initialise(1)
+        for (rows, largest, seq), (_, _, loss) in zip(STEPS, first, strict=True):
+            scale = StepScale(100, rows, torch.zeros(6, CONFIG.n_experts))
+            expected = one.accumulate(batch(1, CONFIG.vocab_size, rows, seq), largest, scale).loss
+            assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
 @settings(max_examples=20)

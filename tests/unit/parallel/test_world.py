@@ -97,6 +97,13 @@ def test_a_port_in_use(port: int) -> None:
     assert f"127.0.0.1:{taken}: the port is in use; start all ranks, on a port that is free" in err
 
 
+class UnsendableError(Exception):
+    """Pickle makes exceptions anew from one argument."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
 def together(rank: int) -> dict[str, object]:
     """Everything that ranks exchange."""
     world = World.join()
@@ -113,9 +120,12 @@ def together(rank: int) -> dict[str, object]:
         "first": lambda: world.on_first(lambda: fails((0,), DataError("no data"))),
         "one": lambda: world.on_each(lambda: fails((1,), DataError("no data"))),
         "all": lambda: world.on_each(lambda: fails((0, 1), OSError(28, "full"))),
+        "bug": lambda: world.on_first(lambda: fails((0,), ZeroDivisionError("a bug"))),
+        "bug of one": lambda: world.on_each(lambda: fails((1,), ZeroDivisionError("a bug"))),
+        "not to be sent": lambda: world.on_first(lambda: fails((0,), UnsendableError("a", "bug"))),
         "agree": lambda: world.agree("the recipe", f"of rank {rank}"),
     }.items():
-        with pytest.raises((DataError, OSError, LayoutError)) as caught:
+        with pytest.raises((DataError, OSError, LayoutError, ZeroDivisionError, RuntimeError)) as caught:
             call()
         found[name] = f"{type(caught.value).__name__}: {caught.value}"
     store = shared_store()
@@ -133,6 +143,9 @@ def test_results_and_errors_are_those_of_all() -> None:
         "any": [True, False],
         "first": "DataError: no data",
         "one": "DataError: rank 1: no data",
+        "bug": "ZeroDivisionError: a bug",
+        "bug of one": "ZeroDivisionError: a bug",
+        "not to be sent": "RuntimeError: UnsendableError: a bug",
         "all": "OSError: [Errno 28] full",
         "agree": "LayoutError: ranks disagree on the recipe: rank 0 has of rank 0, rank 1 has of rank 1; "
         "start all of them with the same files and options",
