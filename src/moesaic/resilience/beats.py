@@ -2,8 +2,9 @@
 
 `RUN/heartbeats/rank_N` holds one record of fixed length, written with one system call (a few microseconds) and without
 waiting for the disk: it must survive the process, not the machine. The system replaces a record piece by piece under a
-reader's eyes, so the record begins with its checksum: a reader takes one that is whole, or looks again. `RUN/heartbeats/stack_N` receives the Python stack
-of a rank that is asked for it with SIGUSR1, also when it is stuck in C++.
+reader's eyes, so the record begins with its checksum: a reader takes one that is whole, or looks again.
+`RUN/heartbeats/stack_N` receives the Python stack of a rank that is asked for it with SIGUSR1, also when it is stuck
+in C++.
 """
 
 import contextlib
