@@ -7,7 +7,8 @@ take turns; each measurement has processes of its own, which warm up on a small 
 first two layouts are measured in every round, the others in one less. Printed ratio: the median over rounds of the
 time of one process in a round by the layout's in the same round.
 
-Memory is the peak of a rank's resident set over what it had before the model was built. Bytes sent are counted in
+Memory is the peak of a rank's resident set over what it had before the model was built, with what the C library keeps
+for later; benchmarks/memory.py counts what is allocated. Bytes sent are counted in
 the warm-up step, and held against what `moesaic.plan.traffic` says of a step of that size; what it says of the whole
 step stands beside it.
 """
@@ -24,7 +25,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -127,9 +128,13 @@ def rank_of(name: str, sequences: int, layers: int) -> None:
         "forecast_warm": side.forecast(WARM),
         "forecast": side.forecast(sequences),
     }
+    finish_rank(world, found)
+
+
+def finish_rank(world: World, found: dict[str, float]) -> NoReturn:
+    """Say what this rank found, and end when all have."""
     print(json.dumps(found), flush=True)
     world.barrier()
-    sys.stdout.flush()
     os._exit(0)  # gloo's threads may outlive the group
 
 
@@ -141,10 +146,13 @@ def resident_mb() -> float:
 
 def measure(name: str, sequences: int, layers: int) -> list[dict[str, float]]:
     """One measurement in new processes: what each rank found."""
-    size = SIDES[name].world
+    arguments = ["--rank-of", name, "--tokens", str(sequences * LENGTH), "--layers", str(layers)]
+    return rank_processes(__file__, arguments, SIDES[name].world)
+
+
+def rank_processes(script: str, arguments: list[str], size: int) -> list[dict[str, float]]:
+    """Run a script on `size` ranks of this machine: what each said with `finish_rank`."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=LIMIT_S))
-    command = [sys.executable, __file__, "--rank-of", name, "--tokens", str(sequences * LENGTH)]
-    command += ["--layers", str(layers)]
     ranks = []
     for rank in range(size):
         variables = {
@@ -157,6 +165,7 @@ def measure(name: str, sequences: int, layers: int) -> list[dict[str, float]]:
             "OMP_NUM_THREADS": 2 // size,
         }
         environment = os.environ | {key: str(value) for key, value in variables.items()}
+        command = [sys.executable, script, *arguments]
         ranks.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
     try:
         return [json.loads(process.communicate(timeout=LIMIT_S)[0].splitlines()[-1]) for process in ranks]

@@ -20,11 +20,12 @@ pass, and its gradients. What that takes more is counted here, and is `Row.held_
 """
 
 import argparse
-import resource
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -159,8 +160,17 @@ def _row(recipe: Recipe, layout: Layout, rank: int) -> Row:
         held_whole_bytes=held_whole,
         trainer_bytes=FP32 * (kept + moments + reduced + (whole if layout.zero and not divided else 0)),
         seconds=seconds,
-        host_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        host_mb=_peak_mb(),
     )
+
+
+def _peak_mb() -> float:
+    """Most memory this process has had; nan outside Linux. getrusage would begin with that of the forking process."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return math.nan
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def _weights(engine: Engine) -> Iterator[_Weight]:
