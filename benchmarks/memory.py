@@ -1,103 +1,154 @@
 """Peak memory of each rank in several layouts, held against what the planner says.
 
-    python benchmarks/memory.py [--only "dp2 zero0,pp2"]
+    python benchmarks/memory.py [--only "dp2 zero0,pp2"] [--what]
 
 Model and layouts are those of benchmarks/layouts.py; a step has four micro-batches of 8 x 512 tokens a replica. Counted
-are the bytes that torch's allocator has handed out, from before the model is built to the end of the second step (the
-first makes the moments), by torch's own profiler: what the C library keeps for later and what libraries need is
-left out, as the planner's `allocated` leaves it out. The planner is given the bytes of our trainer, which keeps weights
-in fp32 and no copy of them in 16 bit: 16 per parameter where nothing is sharded.
+is every tensor that an operator of torch makes, from before the model is built to the end of the second step (the first
+makes the moments), as long as it lives: what the C library keeps for later, libraries need and operators use within
+themselves is left out, as the planner's `allocated` leaves it out. The peak is the second step's.
+
+The planner is asked for the layers that the stage really has, and counts as it does for everybody: 2 bytes of a weight,
+4 of its gradient, 12 of master and moments.
 """
 
 import argparse
-import json
-import tempfile
+import gc
+import traceback
+import weakref
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from layouts import SIDES, Side, finish_rank, rank_processes
 from machine import describe, keep
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from train_vs_transformers import CONFIG, LENGTH, SEQUENCES
 
+from moesaic.parallel.private import local
 from moesaic.parallel.world import World
 from moesaic.plan.job import Job
 from moesaic.plan.layouts import Layouts
-from moesaic.plan.memory import Memory, memory
+from moesaic.plan.memory import FRAGMENTATION, RESERVED_BYTES, stage_total
 from moesaic.plan.shape import shape_of
 from moesaic.plan.stack import stack
 
 MICRO_BATCHES = 4
 LIMIT_S = 300
-OPTIMIZER_BYTES = 10  # two moments in fp32, and what fp32 weights have over the planner's 16 bit
 MB = 2**20
+SMALL = 2**19  # bytes below which nobody asks where a tensor was made
 
 
-def rank_of(name: str) -> None:
-    """Two steps of one rank under the profiler; prints the peak and what lay there, in bytes."""
+class Allocated(TorchDispatchMode):
+    """Bytes of the storages that live, and the most there have been since `reset`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = self.most = 0
+        self.living: dict[int, tuple[int, str]] = {}
+        self.at_peak: list[tuple[int, str]] = []
+
+    def reset(self) -> None:
+        """Begin to look for a new peak."""
+        self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and note what it made."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._note(local(tensor))
+        return out
+
+    def _note(self, tensor: torch.Tensor) -> None:
+        if tensor.device.type == "meta":
+            return
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        known = self.living.get(key)
+        if known is None:
+            weakref.finalize(storage, self._gone, key)
+        elif known[0] == size:
+            return
+        self.total += size - (known[0] if known else 0)
+        self.living[key] = (size, _place() if size > SMALL else "small")
+        if self.total > self.most:
+            self.most = self.total
+            self.at_peak = list(self.living.values())
+
+    def _gone(self, key: int) -> None:
+        self.total -= self.living.pop(key)[0]
+
+
+def _place() -> str:
+    """Lines of ours, and of what torch has for many processes, on the way to here; innermost first."""
+    ours = [f for f in traceback.extract_stack() if "/moesaic/" in f.filename or "/distributed/" in f.filename]
+    return " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(ours[-4:]))
+
+
+def rank_of(name: str, what: bool) -> None:
+    """Two steps of one rank; says the peak of the second and what is left after it, in bytes."""
     layout = SIDES[name]
     torch.set_num_threads(1)
     world = World.join(LIMIT_S)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with Allocated() as allocated:
         side = Side.build(layout, world, CONFIG.n_layers)
         sequences = MICRO_BATCHES * SEQUENCES * layout.dp
-        for seed in (1, 2):
-            with torch.profiler.record_function(f"step {seed}"):
-                side.step(side.batch(sequences, seed), 1e-4)
-    finish_rank(world, peak(profile))
+        side.step(side.batch(sequences, 1), 1e-4)
+        allocated.reset()
+        side.step(side.batch(sequences, 2), 1e-4)
+        gc.collect()
+    places: Counter[str] = Counter()
+    for size, place in allocated.at_peak:
+        places[place] += size
+    found: dict[str, Any] = {"peak": allocated.most, "after": allocated.total}
+    found["layers"] = sum(len(part.layers) for part in side.engine.parts)
+    if what:
+        found["places"] = places.most_common(20)
+    finish_rank(world, found)
 
 
-def peak(profile: torch.profiler.profile) -> dict[str, float]:
-    """The most that was allocated at once in the second step, and what was when it began and ended."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    step = next(e for e in events if e.get("name") == "step 2")
-    began, ended = step["ts"], step["ts"] + step["dur"]
-    held, most, before = 0, 0, 0
-    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-        if event["ts"] > ended:
-            break
-        held += event["args"]["Bytes"]
-        if event["ts"] < began:
-            before = held
-        else:
-            most = max(most, held)
-    return {"peak": most, "before": before, "after": held}
-
-
-def forecast(name: str) -> Memory:
-    """The planner's memory of a rank of the heaviest stage."""
+def forecast(name: str, rank: int, layers: int) -> float:
+    """Bytes that the planner says a rank allocates."""
     layout = SIDES[name]
-    job = Job(LENGTH, MICRO_BATCHES * SEQUENCES * layout.dp, optimizer_bytes=OPTIMIZER_BYTES)
     degrees = {"tp": layout.tp, "pp": layout.pp, "dp": layout.dp, "ep": layout.ep, "etp": layout.etp}
-    row = Layouts.of(**degrees, micro_batch=SEQUENCES, zero=layout.zero if layout.dp > 1 else 0)
-    return memory(shape_of(CONFIG, "speed"), job, row, stack("fsdp"))
+    row = Layouts.of(**degrees, micro_batch=SEQUENCES, zero=layout.zero)
+    job = Job(LENGTH, MICRO_BATCHES * SEQUENCES * layout.dp)
+    index = np.atleast_1d(rank // (layout.world // layout.pp))
+    total = stage_total(shape_of(CONFIG, "speed"), job, row.floats, stack("fsdp"), np.atleast_1d(layers), index).item()
+    return (total - RESERVED_BYTES) / (1 + FRAGMENTATION)
 
 
 def main() -> None:
     """Measure one layout after another, print a table, keep the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="layouts, with commas between")
+    parser.add_argument("--what", action="store_true", help="also say what lay there at the peak of the first rank")
     parser.add_argument("--rank-of", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank_of:
-        rank_of(arguments.rank_of)
-    names = arguments.only.split(",") if arguments.only else list(SIDES)
+        return rank_of(arguments.rank_of, arguments.what)
     rows = {}
-    print("| layout | peak, MB | planned, MB | peak / planned | between steps, MB | planned |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name in names:
-        ranks = rank_processes(__file__, ["--rank-of", name], SIDES[name].world)
-        heaviest, plan = max(ranks, key=lambda rank: rank["peak"]), forecast(name)
-        allocated = plan.allocated.item()
-        states = (plan.weights + plan.gradients + plan.optimizer).item()
-        rows[name] = {"ranks": ranks, "planned": allocated, "planned_states": states}
-        print(
-            f"| {name} | {heaviest['peak'] / MB:,.0f} | {allocated / MB:,.0f} | {heaviest['peak'] / allocated:.3f} | "
-            f"{heaviest['after'] / MB:,.0f} | {states / MB:,.0f} |",
-            flush=True,
-        )
+    print("| layout | rank | layers | peak, MB | planned, MB | peak / planned | between steps, MB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in arguments.only.split(",") if arguments.only else SIDES:
+        again = ["--rank-of", name] + ["--what"] * arguments.what
+        ranks: list[dict[str, Any]] = rank_processes(__file__, again, SIDES[name].world)
+        for rank, found in enumerate(ranks):
+            plan = found["planned"] = forecast(name, rank, int(found["layers"]))
+            print(
+                f"| {name} | {rank} | {found['layers']} | {found['peak'] / MB:,.0f} | {plan / MB:,.0f} | "
+                f"{found['peak'] / plan:.3f} | {found['after'] / MB:,.0f} |",
+                flush=True,
+            )
+        for place, size in ranks[0].pop("places", []):
+            print(f"  {size / MB:8.1f} MB  {place}")
+        rows[name] = ranks
     if arguments.only is None:
         print(keep("memory", {"machine": describe(), "micro_batches": MICRO_BATCHES, "rows": rows}))
 
