@@ -61,6 +61,8 @@ class _SortedExperts(torch.autograd.Function):
     One pass per expert keeps its rows in cache between the products, which on a CPU beats one grouped product
     followed by element-wise passes over all rows. The routing weight multiplies the hidden activation instead of the
     output: the sum is the same, no copy of the outputs need be kept, and a padding row is a row of weight zero.
+    Weights are narrowed expert by expert, in cache, both ways: a whole narrow copy would live until the backward pass,
+    one for each micro-batch in flight.
     """
 
     @staticmethod
@@ -78,20 +80,20 @@ class _SortedExperts(torch.autograd.Function):
         x_RD = x_TD.index_select(0, order.token_R)
         weight_R = weights_TK.new_zeros(order.rows)
         weight_R[order.place_TK.flatten()] = weights_TK.flatten()
-        w_in, w_out = w_in_E2FD.flatten(1, 2).to(dtype), w_out_EDF.to(dtype)
+        w_in, w_out = w_in_E2FD.flatten(1, 2), w_out_EDF
         h_RF2 = x_TD.new_empty(order.rows, 2 * width)
         y_RD = torch.empty_like(x_RD)
         for e, rows in order.slices:
-            h = torch.mm(x_RD[rows], w_in[e].t(), out=h_RF2[rows])
-            torch.mm(kernels.swiglu(h, weight_R[rows]), w_out[e].t(), out=y_RD[rows])
-        ctx.save_for_backward(x_RD, h_RF2, weight_R, w_in, w_out)
-        ctx.order, ctx.weight_dtype, ctx.kernels = order, w_in_E2FD.dtype, kernels
+            h = torch.mm(x_RD[rows], w_in[e].to(dtype).t(), out=h_RF2[rows])
+            torch.mm(kernels.swiglu(h, weight_R[rows]), w_out[e].to(dtype).t(), out=y_RD[rows])
+        ctx.save_for_backward(x_RD, h_RF2, weight_R, w_in_E2FD, w_out_EDF)
+        ctx.order, ctx.kernels = order, kernels
         return kernels.sum_rows(y_RD, order.place_TK)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x_RD, h_RF2, weight_R, w_in, w_out = ctx.saved_tensors
-        order, kernels = ctx.order, ctx.kernels
+        x_RD, h_RF2, weight_R, w_in_E2FD, w_out = ctx.saved_tensors
+        w_in, dtype, order, kernels = w_in_E2FD.flatten(1, 2), x_RD.dtype, ctx.order, ctx.kernels
         for_inputs, for_weights = wanted(ctx, 0, 1), wanted(ctx, 3, 4)
         before: _Inner | None = kept(ctx, grad_outputs[0]) if for_weights and not for_inputs else None
         inner: _Inner | None = {} if for_inputs and not for_weights and any(ctx.needs_input_grad[3:5]) else None
@@ -100,16 +102,16 @@ class _SortedExperts(torch.autograd.Function):
             dweight_R = torch.empty(order.rows, dtype=torch.float32, device=x_RD.device)
             dx_RD = torch.empty_like(x_RD)
         if for_weights:
-            dw_in = torch.empty(w_in.shape, dtype=ctx.weight_dtype, device=w_in.device)
-            dw_out = torch.empty(w_out.shape, dtype=ctx.weight_dtype, device=w_out.device)
+            dw_in = torch.empty_like(w_in)
+            dw_out = torch.empty_like(w_out)
             for e in order.idle:  # an expert without tokens learns nothing, but its gradient must exist
                 dw_in[e].zero_()
                 dw_out[e].zero_()
-        dy_RD = grad_outputs[0].to(x_RD.dtype).index_select(0, order.token_R)
+        dy_RD = grad_outputs[0].to(dtype).index_select(0, order.token_R)
         for e, rows in order.slices:
             dy = dy_RD[rows]
             if before is None:
-                a, dh, dweight = kernels.swiglu_backward(h_RF2[rows], weight_R[rows], torch.mm(dy, w_out[e]))
+                a, dh, dweight = kernels.swiglu_backward(h_RF2[rows], weight_R[rows], torch.mm(dy, w_out[e].to(dtype)))
             else:
                 a, dh, dweight = before[e]
             if inner is not None:
@@ -118,7 +120,7 @@ class _SortedExperts(torch.autograd.Function):
                 dw_out[e] = torch.mm(dy.t(), a)
             if dx_RD is not None and dweight_R is not None:
                 dweight_R[rows] = dweight
-                torch.mm(dh, w_in[e], out=dx_RD[rows])
+                torch.mm(dh, w_in[e].to(dtype), out=dx_RD[rows])
             if dw_in is not None:
                 dw_in[e] = torch.mm(dh.t(), x_RD[rows])
         if inner is not None:
