@@ -126,8 +126,15 @@ def test_a_port_in_use_is_refused_at_once(tmp_path: Path) -> None:
             supervisor(tmp_path, [], port=port)
 
 
-def test_the_handlers_of_signals_are_ours_again(tmp_path: Path, undisturbed: list[tuple[int, float]]) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_the_handlers_of_signals_are_ours_again(tmp_path: Path) -> None:
+    def ours(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGINT, ours)
+    try:
+        assert supervisor(tmp_path, []).go(toy.train, 2, world=2).kind == "finished"
+        assert signal.getsignal(signal.SIGINT) is ours
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 SCRIPT = """
