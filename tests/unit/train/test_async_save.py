@@ -177,6 +177,7 @@ import signal, sys, threading, time
 from pathlib import Path
 import torch
 from moesaic.train import checkpoint
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background has it ignored
 write, begun, main = checkpoint.write_tensors, threading.Event(), threading.main_thread().ident
 def slowly(*args):
     begun.set()
