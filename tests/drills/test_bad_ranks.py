@@ -197,6 +197,7 @@ def test_what_cannot_begin_leaves_no_run(n: int, words: tuple[str, ...], message
 
 def test_a_sink_that_only_rank_0_opens_fails_on_all(place: Path) -> None:
     refused(ranks(place, *[[*TWO, "--run", "sink", "--log", "nowhere"]] * 2), "--log nowhere: unknown; choose one of")
+    assert not list((place / "runs" / "sink").glob("checkpoints/step_*"))
 
 
 def test_a_ramp_that_asks_for_other_processes(place: Path) -> None:
@@ -252,6 +253,7 @@ def test_a_checkpoint_of_another_model(place: Path) -> None:
     words = [*TWO, "--run", "copied", "--resume", "--set", "seed=4"]  # a model of the same shape
     shutil.copytree(place / "runs" / "half" / "checkpoints", place / "runs" / "copied" / "checkpoints")
     refused(ranks(place, words, words), "the newest checkpoint is of another system (model, data, stages or seed)")
+    assert not (place / "runs" / "copied" / "metrics.jsonl").exists()  # nothing was trained
 
 
 def test_tampered_and_half_written_checkpoints(place: Path) -> None:

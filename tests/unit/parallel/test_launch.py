@@ -95,6 +95,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     _until(lambda: not any(_alive(pid) for pid in pids))
+    assert len(set(pids)) == 2
 
 
 def test_only_a_function_of_a_module_can_be_run() -> None:
