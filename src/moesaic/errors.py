@@ -33,3 +33,11 @@ class PlanError(MoesaicError):
 
 class LayoutError(MoesaicError):
     """Processes that cannot train together: a wrong number, another recipe, a partner that is gone."""
+
+
+class ServeError(MoesaicError):
+    """A request that cannot be answered as it is."""
+
+
+class OverloadedError(ServeError):
+    """A request that could be answered later."""
