@@ -125,8 +125,8 @@ class BlockPool:
         counts = [0] * self.size
         for blocks in held:
             assert len(set(blocks)) == len(blocks), f"a sequence holds a block twice: {blocks}"
-            for block in blocks:
-                counts[block] += 1
+            for number in blocks:
+                counts[number] += 1
         for number, block in enumerate(self._blocks):
             assert block.holders == counts[number], f"block {number}: {block.holders} holders, {counts[number]} hold it"
             assert (number in self._free) == (block.holders == 0), f"block {number}: free and held, or neither"

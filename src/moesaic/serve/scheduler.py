@@ -10,7 +10,7 @@ Neither torch nor clocks nor tasks: what comes out is a function of what it is t
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from moesaic.errors import Overloaded, ServeError
+from moesaic.errors import OverloadedError, ServeError
 from moesaic.serve.blocks import BlockPool
 from moesaic.serve.requests import Request
 from moesaic.serve.step_plan import Event, FinishReason, Outcome, StepPlan, StepResult, Work
@@ -88,7 +88,7 @@ class Scheduler:
         return not (self._waiting or self._running)
 
     def add(self, request: Request) -> None:
-        """Let a request wait. Raises ServeError when it can never be answered, Overloaded when the queue is full."""
+        """Let a request wait. Raises ServeError when it can never be answered, OverloadedError when the queue is full."""
         if request.id in self._waiting or request.id in self._running:
             raise ServeError(f"request {request.id} is here already; give each a number of its own")
         if not request.prompt or request.max_tokens < 1:
@@ -99,7 +99,7 @@ class Scheduler:
                 f"shorten it to at most {self.room - 1}"
             )
         if len(self._waiting) >= self.limits.max_waiting:
-            raise Overloaded(f"{len(self._waiting)} requests are waiting, which is the limit; try again later")
+            raise OverloadedError(f"{len(self._waiting)} requests are waiting, which is the limit; try again later")
         self._arrivals += 1
         order = self._arrivals - PRIORITY_LEAD * request.priority
         self._waiting[request.id] = _Sequence(request, order, list(request.prompt))
@@ -157,15 +157,10 @@ class Scheduler:
             if sequence.ended:
                 self._leave(sequence)
                 continue
-            before = sequence.computed
+            known, root = sequence.computed // self.pool.block_size, sequence.request.root
             sequence.computed += len(work.tokens) + max(0, len(outcome.tokens) - 1)
             event = self._append(sequence, outcome) if work.sample else None
-            self.pool.publish(
-                sequence.blocks,
-                sequence.tokens[: sequence.computed],
-                before // self.pool.block_size,
-                sequence.request.root,
-            )
+            self.pool.publish(sequence.blocks, sequence.tokens[: sequence.computed], known, root)
             if event is not None:
                 events.append(event)
                 if event.finish is not None:
@@ -291,7 +286,7 @@ class Scheduler:
         flying = [s for _, sequences in self._flying.values() for s in sequences]
         assert len({id(s) for s in flying}) == len(flying), "a sequence is in two steps"
         for sequence in self._waiting.values():
-            assert not sequence.blocks and not sequence.computed and not sequence.flying and not sequence.ended
+            assert not (sequence.blocks or sequence.computed or sequence.flying or sequence.ended)
         for sequence in self._running.values():
             assert sequence.flying == any(s is sequence for s in flying)
             assert 0 <= sequence.computed < len(sequence.tokens) <= self.room

@@ -53,7 +53,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step gave one request: `tokens` certain new ones, none in the middle of a prompt; a stop token ends them."""
+    """What a step gave one request: certain new tokens, none in the middle of a prompt."""
 
     tokens: tuple[int, ...] = ()
     drafted: int = 0

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from moesaic.errors import Overloaded
+from moesaic.errors import OverloadedError
 from moesaic.serve.blocks import BlockPool
 from moesaic.serve.requests import Request
 from moesaic.serve.scheduler import Limits, Scheduler
@@ -41,7 +41,7 @@ class AnyOrder(RuleBasedStateMachine):
         request = Request(self.next_id, tuple(prompt), max_tokens, frozenset({STOP}), priority)
         try:
             self.scheduler.add(request)
-        except Overloaded:
+        except OverloadedError:
             assert self.scheduler.waiting == 8
             return
         self.requests[request.id], self.answers[request.id] = request, []
@@ -55,7 +55,8 @@ class AnyOrder(RuleBasedStateMachine):
         plan = self.scheduler.plan()
         if plan is None:
             return
-        assert len(plan.work) > 0 and plan.positions <= 24 + 5 * 4
+        assert plan.work
+        assert plan.positions <= 24 + 5 * 4
         for work in plan.work:
             request, answer = self.requests[work.request], self.answers[work.request]
             known = [*request.prompt, *answer]
@@ -63,6 +64,10 @@ class AnyOrder(RuleBasedStateMachine):
             assert work.sample == (work.start + len(work.tokens) == len(known))
             assert len(set(work.blocks)) * 4 >= work.start + work.width
         self.flying.append(plan)
+        works = [work for plan in self.flying for work in plan.work]
+        for writer in works:  # what a step in flight writes to, no other request has
+            written = set(writer.blocks[writer.start // 4 :])
+            assert not any(written & set(w.blocks) for w in works if w is not writer)
 
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
@@ -79,7 +84,8 @@ class AnyOrder(RuleBasedStateMachine):
             assert event.request not in self.ended
             answer, request = self.answers[event.request], self.requests[event.request]
             answer.extend(event.tokens)
-            assert STOP not in answer[:-1] and len(answer) <= request.max_tokens
+            assert STOP not in answer[:-1]
+            assert len(answer) <= request.max_tokens
             full = len(answer) == request.max_tokens or len(request.prompt) + len(answer) == 40
             expected = "stop" if answer[-1] == STOP else "length" if full else None
             assert event.finish == expected
