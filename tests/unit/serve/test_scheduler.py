@@ -10,7 +10,7 @@ from moesaic.errors import OverloadedError
 from moesaic.serve.blocks import BlockPool
 from moesaic.serve.requests import Request
 from moesaic.serve.scheduler import Limits, Scheduler
-from moesaic.serve.step_plan import Outcome, StepPlan, StepResult
+from moesaic.serve.step_plan import Outcome, StepPlan, StepResult, Work
 from moesaic.serve.step_time import StepTime
 
 STOP = 7
@@ -30,6 +30,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.answers: dict[int, list[int]] = {}
         self.ended: set[int] = set()
         self.next_id = 0
+        self.memory: dict[tuple[int, int], tuple[int, ...]] = {}  # block, offset -> all tokens up to there
 
     @rule(
         prompt=st.lists(st.integers(0, 2), min_size=1, max_size=39),
@@ -69,6 +70,17 @@ class AnyOrder(RuleBasedStateMachine):
             written = set(writer.blocks[writer.start // 4 :])
             assert not any(written & set(w.blocks) for w in works if w is not writer)
 
+    def compute(self, work: Work, accepted: list[int]) -> None:
+        """What the model does: every position before must be there, and hold this very beginning."""
+        request = self.requests[work.request]
+        known = [*request.prompt, *self.answers[work.request]][: work.start + len(work.tokens)]
+        for p in range(work.start):
+            assert self.memory[work.blocks[p // 4], p % 4] == tuple(known[: p + 1])
+        guesses = accepted + [-1] * (work.drafts - len(accepted))  # -1: a guess that is refused
+        for p, token in enumerate([*work.tokens, *guesses], work.start):
+            before = self.memory[work.blocks[(p - 1) // 4], (p - 1) % 4] if p else ()
+            self.memory[work.blocks[p // 4], p % 4] = (*before, token)
+
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
     def land(self, data: Any) -> None:
@@ -79,6 +91,7 @@ class AnyOrder(RuleBasedStateMachine):
             token = st.sampled_from([0, 1, 2, STOP])
             tokens = data.draw(st.lists(token, min_size=accepted + 1, max_size=accepted + 1)) if work.sample else []
             outcomes.append(Outcome(tuple(tokens), work.drafts))
+            self.compute(work, tokens[:-1])
         events = self.scheduler.commit(StepResult(plan.number, tuple(outcomes), 0.001 * plan.positions))
         for event in events:
             assert event.request not in self.ended
