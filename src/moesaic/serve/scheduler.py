@@ -277,7 +277,7 @@ class Scheduler:
             if finish:
                 break
         sequence.computed = min(sequence.computed, len(sequence.tokens) - 1)
-        return Event(request.id, tuple(new), finish)
+        return Event(request.id, tuple(new), outcome.notes[: len(new)], finish)
 
     def check(self) -> None:
         """Every invariant. Raises AssertionError."""

@@ -52,10 +52,31 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class TokenNote:
+    """What is known of a new token besides its number."""
+
+    drafted: bool = False
+    """A guess of the draft that was accepted."""
+    lenient: bool = False
+    """The exact rule would have rejected it."""
+    shift: float = 0.0
+    """Total-variation distance between the distribution it came from and the model's own."""
+    logprob: float | None = None
+    """Natural logarithm of its probability, when asked for."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens with theirs."""
+
+
+PLAIN = TokenNote()
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a step gave one request: certain new tokens, none in the middle of a prompt."""
 
     tokens: tuple[int, ...] = ()
+    notes: tuple[TokenNote, ...] = ()
+    """One for each token."""
     drafted: int = 0
     """Guesses that were checked."""
 
@@ -67,6 +88,8 @@ class StepResult:
     number: int
     outcomes: tuple[Outcome, ...]
     seconds: float
+    experts: tuple[tuple[int, ...], ...] = ()
+    """`[layers][experts]`: positions that each expert computed; no row for a dense layer's single one."""
 
 
 @dataclass(frozen=True)
@@ -75,4 +98,5 @@ class Event:
 
     request: int
     tokens: tuple[int, ...]
+    notes: tuple[TokenNote, ...] = ()
     finish: FinishReason | None = None
