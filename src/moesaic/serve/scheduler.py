@@ -45,6 +45,7 @@ class _Sequence:
     flying: bool = False  # in a step whose result has not come
     ended: bool = False  # given up while flying: the step may still write to its blocks
     preemptions: int = 0
+    cached: int = 0  # of the prompt, at first
 
     @property
     def missing(self) -> int:
@@ -81,6 +82,22 @@ class Scheduler:
     def running(self) -> int:
         """Requests that hold memory."""
         return len(self._running)
+
+    def sequences(self) -> list[dict[str, object]]:
+        """What is known of each request, in the order in which they are served; for people."""
+        return [
+            {
+                "request": s.request.id,
+                "state": "ending" if s.ended else "in a step" if s.flying else "running" if running else "waiting",
+                "prompt": len(s.request.prompt),
+                "answer": len(s.tokens) - len(s.request.prompt),
+                "computed": s.computed,
+                "blocks": len(s.blocks),
+                "preemptions": s.preemptions,
+            }
+            for running, of in ((True, self._running), (False, self._waiting))
+            for s in self._ordered(of)
+        ]
 
     @property
     def idle(self) -> bool:
@@ -243,6 +260,7 @@ class Scheduler:
         if not sequence.preemptions:
             self.prompt_tokens += len(sequence.tokens)
             self.reused_tokens += sequence.computed
+            sequence.cached = sequence.computed
         return True
 
     def _chunk(self, sequence: _Sequence, load: Load, first: bool) -> int:
@@ -277,7 +295,7 @@ class Scheduler:
             if finish:
                 break
         sequence.computed = min(sequence.computed, len(sequence.tokens) - 1)
-        return Event(request.id, tuple(new), outcome.notes[: len(new)], finish)
+        return Event(request.id, tuple(new), outcome.notes[: len(new)], finish, sequence.cached)
 
     def check(self) -> None:
         """Every invariant. Raises AssertionError."""
