@@ -136,7 +136,7 @@ class TorchDecoder:
         wanted_R = torch.from_numpy(batch.wanted_R).long()
         rows_R = F.pad(wanted_R, (0, -len(wanted_R) % INVARIANT_ROWS if self.batch_invariant else 0)).to(self.device)
         logits_RV = F.linear(hidden_BTD[0, rows_R], self.model.head_weight.to(self.model.compute_dtype))
-        return logits_RV[: len(wanted_R)].float(), counts.counts_LE
+        return logits_RV[: len(wanted_R)].float(), counts.stacked()
 
 
 class _ExpertCounts:
@@ -158,8 +158,7 @@ class _ExpertCounts:
         for handle in self._handles:
             handle.remove()
 
-    @property
-    def counts_LE(self) -> NDArray[np.int64]:
+    def stacked(self) -> NDArray[np.int64]:
         """`[sparse layers, experts]`."""
         if not self._layers:
             return np.zeros((0, 0), dtype=np.int64)

@@ -105,7 +105,7 @@ class Scheduler:
         return not (self._waiting or self._running)
 
     def add(self, request: Request) -> None:
-        """Let a request wait. Raises ServeError when it can never be answered, OverloadedError when the queue is full."""
+        """Let a request wait. Raises ServeError if it can never be answered, OverloadedError if the queue is full."""
         if request.id in self._waiting or request.id in self._running:
             raise ServeError(f"request {request.id} is here already; give each a number of its own")
         if not request.prompt or request.max_tokens < 1:
@@ -304,7 +304,10 @@ class Scheduler:
         flying = [s for _, sequences in self._flying.values() for s in sequences]
         assert len({id(s) for s in flying}) == len(flying), "a sequence is in two steps"
         for sequence in self._waiting.values():
-            assert not (sequence.blocks or sequence.computed or sequence.flying or sequence.ended)
+            assert not sequence.blocks
+            assert not sequence.computed
+            assert not sequence.flying
+            assert not sequence.ended
         for sequence in self._running.values():
             assert sequence.flying == any(s is sequence for s in flying)
             assert 0 <= sequence.computed < len(sequence.tokens) <= self.room
