@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import torch
 
-from moesaic.errors import OverloadedError, ServeError
+from moesaic.errors import ModelError, OverloadedError, ServeError
+from moesaic.model import Transformer
 from moesaic.model.kernels import KernelChoice
 from moesaic.serve.blocks import BlockPool
-from moesaic.serve.decoder import TorchDecoder
+from moesaic.serve.decoder import Decoder, TorchDecoder
 from moesaic.serve.local import LocalModel
+from moesaic.serve.native import BLOCK_SIZE, NativeDecoder, open_library, uncovered
 from moesaic.serve.options import Options
 from moesaic.serve.record import StepRecord, Usage
 from moesaic.serve.requests import Request
@@ -95,8 +97,7 @@ class Engine:
         blocks = min(s.kv_memory // block, most)
         if blocks < 1:
             raise ServeError(f"{s.kv_memory} bytes do not hold a block of keys and values; give at least {block}")
-        decoder = TorchDecoder(model.model, blocks, s.block_size, s.batch_invariant)
-        self.runner = Runner(decoder)
+        self.runner = Runner(_decoder(model.model, blocks, s))
         self.times = StepTime(config.n_experts, config.top_k)
         limits = Limits(s.max_token_latency_s, s.max_running, s.max_waiting, s.max_positions)
         pool = BlockPool(blocks, s.block_size, s.prefix_cache)
@@ -328,3 +329,20 @@ class Engine:
             lenient=sum(n.lenient for n in notes),
             experts=result.experts,
         )
+
+
+def _decoder(model: Transformer, blocks: int, settings: EngineSettings) -> Decoder:
+    """The native decoder where it is wanted and can be had, else torch. Raises ModelError."""
+    why = "as asked"
+    if settings.kernels != "torch":
+        why = uncovered(model) or (f"blocks of {settings.block_size}" if settings.block_size != BLOCK_SIZE else "")
+        if not why:
+            library = open_library()
+            if not isinstance(library, str):
+                return NativeDecoder(model, library, blocks, model.config.context, torch.get_num_threads())
+            why = library
+        if settings.kernels == "native":
+            raise ModelError(f"no native kernels here ({why}); use --kernels torch, or install a C++ compiler")
+    decoder = TorchDecoder(model, blocks, settings.block_size, settings.batch_invariant)
+    decoder.name += f" ({why})"
+    return decoder
