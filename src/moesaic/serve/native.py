@@ -1,13 +1,17 @@
-"""A decoder in C++ for a CPU: packs the weights once, then computes a whole step in one call (model/kernels/decode.cpp).
+"""A decoder in C++ for a CPU: packs the weights once, then computes a whole step in one call.
+
+The C++ is model/kernels/decode.cpp.
 
 Every row is summed in an order of its own, so its numbers do not depend on what else is in the step: batch-invariant
 without a price. bf16 as stored, or fp32.
 
-Legend: T rows (new positions of all requests), R wanted rows, L layers, E experts, N columns, K inner width of a product.
+Legend: T rows (new positions of all requests), R wanted rows, L layers, E experts, N columns, K inner
+width of a product.
 """
 
 import ctypes
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moesaic.model import Transformer
+from moesaic.model.block import Block
 from moesaic.model.kernels.native import build
 from moesaic.model.rotary import rotary_table
 from moesaic.recipe import Model
@@ -29,7 +34,9 @@ ROWS = 2048  # of a step; scratch memory is made for so many
 def _structure(name: str, **fields: str) -> type[Structure]:
     """p pointer, n size, f float, i int; names separated by spaces, in the order of the C++ structure."""
     kinds = {"p": c_void_p, "n": c_int64, "f": c_float, "i": c_int32}
-    return type(name, (Structure,), {"_fields_": [(f, kinds[k[0]]) for k, names in fields.items() for f in names.split()]})
+    return type(
+        name, (Structure,), {"_fields_": [(f, kinds[k[0]]) for k, names in fields.items() for f in names.split()]}
+    )
 
 
 _Layer = _structure(
@@ -47,7 +54,8 @@ _Model = _structure(
 _Step = _structure(
     "_Step",
     n="rows wanted table_width",
-    p="tokens positions request tables wanted_rows logits chosen x normed qkv attended inner wide weights out scores place",
+    p="tokens positions request tables wanted_rows logits chosen "
+    "x normed qkv attended inner wide weights out scores place",
 )
 
 
@@ -106,7 +114,7 @@ class NativeDecoder:
         page = blocks * config.n_kv_heads * BLOCK_SIZE * config.head_dim
         layers = (_Layer * config.n_layers)()
         for n, layer in enumerate(model.layers):
-            layers[n] = self._layer(layer, page)
+            layers[n] = self._layer(cast(Block, layer), page)
         cosine, sine = rotary_table(torch.arange(context), config, torch.float32)
         embedding = model.embedding.to(self.dtype)
         self._layers = layers
@@ -127,11 +135,13 @@ class NativeDecoder:
     def _float(self, tensor: Tensor | None) -> int | None:
         return None if tensor is None else self._keep(F.pad(tensor.float(), (0, -tensor.numel() % PANEL)))
 
-    def _layer(self, layer: torch.nn.Module, page: int) -> Structure:
+    def _layer(self, layer: Block, page: int) -> Structure:
         attention, experts, router = layer.attention, layer.experts, layer.router
         w_qkv = torch.cat((attention.wq, attention.wk, attention.wv))
-        b_qkv = None if attention.bq is None else torch.cat((attention.bq, attention.bk, attention.bv))
-        count, _, inner, width = experts.w_in.shape
+        b_qkv = None
+        if attention.bq is not None and attention.bk is not None and attention.bv is not None:
+            b_qkv = torch.cat((attention.bq, attention.bk, attention.bv))
+        count, _, inner, _ = experts.w_in.shape
         down = packed(experts.w_out.reshape(-1, inner), self.dtype)
         norms = [None if norm is None else norm.weight for norm in (attention.q_norm, attention.k_norm)]
         return _Layer(
