@@ -1,4 +1,4 @@
-"""The engine on small real models: the same answers however requests are batched, cut, cached, preempted and guessed."""
+"""The engine on small real models: answers are the same however requests are batched, cut, cached and guessed."""
 
 import queue
 import random
