@@ -1,4 +1,4 @@
-"""Text from tokens: the same whatever the chunks, whole characters only, cut at the stop text that is complete first."""
+"""Text from tokens: the same whatever the chunks, whole characters only, cut at the first complete stop text."""
 
 from functools import cache
 
