@@ -265,6 +265,7 @@ class Engine:
                 plan = None if gone else self.scheduler.plan()
                 if plan is not None:
                     self._flying = plan
+                    self._note_beginnings(plan)
                     return plan
                 if not gone:
                     if self._closing:
@@ -272,6 +273,13 @@ class Engine:
                     self._work.wait()
             for request, reason in gone:
                 self._finish(request, reason)
+
+    def _note_beginnings(self, plan: StepPlan) -> None:
+        now = time.monotonic()
+        for work in plan.work:
+            answer = self._answers.get(work.request)
+            if answer is not None and answer.usage.started is None:
+                answer.usage.started = now
 
     def _commit(self, plan: StepPlan, result: StepResult) -> None:
         with self._work:
