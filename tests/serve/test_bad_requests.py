@@ -206,7 +206,7 @@ def test_bodies_that_are_too_large_are_refused_and_not_kept(server: Serving) -> 
 
 def test_a_client_that_waits_for_leave_is_told_before_it_sends(server: Serving) -> None:
     host, port = server.address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as raw:
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
         raw.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: 10000000\r\nExpect: 100-continue\r\n\r\n"

@@ -12,7 +12,7 @@ MESSAGES = [{"role": "user", "content": "hello there"}]
 
 @pytest.fixture
 def client(server: Serving) -> OpenAI:
-    return OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=20)
+    return OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=60)
 
 
 def test_a_whole_chat(client: OpenAI, server: Serving) -> None:

@@ -55,7 +55,7 @@ def test_no_request_fails(server: Serving, path: str, mode: GenerationMode) -> N
     @given(st.data())
     def each(data: st.DataObject) -> None:
         case = data.draw(operation.as_strategy(generation_mode=mode))
-        response = case.call(base_url=server.address, timeout=20)
+        response = case.call(base_url=server.address, timeout=60)
         statuses.add(response.status_code)
         case.validate_response(response, checks=CHECKS)
 
