@@ -1,5 +1,6 @@
 """The engine: one thread that plans steps, runs them and hands out new tokens; requests come from any thread."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -23,11 +24,13 @@ from moesaic.serve.options import Options
 from moesaic.serve.record import StepRecord, Usage
 from moesaic.serve.requests import Request
 from moesaic.serve.runner import Runner
+from moesaic.serve.sampling import check_vocabulary
 from moesaic.serve.scheduler import Limits, Scheduler
 from moesaic.serve.step_plan import Event, FinishReason, StepPlan, StepResult, TokenNote
 from moesaic.serve.step_time import StepTime
 
 RECORDS = 600
+_LOGGER = logging.getLogger(__name__)
 STALL_S, STALL_RATIO = 5.0, 10.0  # without a step while there is work: so long, or so many times what was expected
 
 
@@ -157,6 +160,7 @@ class Engine:
         """
         if wrong := [t for t in prompt if not 0 <= t < self.model.model.config.vocab_size]:
             raise ServeError(f"token {wrong[0]} is not in the vocabulary; use the model's own tokenizer")
+        check_vocabulary(options, self.model.model.config.vocab_size)
         with self._work:
             if self._failure is not None or self._closing:
                 raise OverloadedError(self._failure or "the engine is closed; start it again")
@@ -250,8 +254,8 @@ class Engine:
             while (plan := self._next()) is not None:
                 self._commit(plan, self.runner.run(plan))
         except Exception as error:  # whatever it is, nobody may wait for ever
+            _LOGGER.exception("the engine failed")
             self._fail(f"the engine failed: {type(error).__name__}: {error}")
-            raise
 
     def _next(self) -> StepPlan | None:
         """The next step, waited for; None when the engine closes."""
