@@ -137,6 +137,7 @@ async function write(turn) {
     running = null;
     turn.busy(false);
     turn.end();
+    turn.drawn();
     turn.drawn = null;
     if (conversation.last !== turn) turn.showFoot(false);
     showRunning(false);

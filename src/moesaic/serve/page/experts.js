@@ -40,7 +40,7 @@ export function hottest(loads) {
 export function heatMap(loads, width, label) {
   const rows = loads.length, columns = Math.max(...loads.map((layer) => layer.length));
   const cell = (width - LEFT - RIGHT) / columns;
-  const side = Math.min(26, Math.max(6, 340 / rows));
+  const side = Math.min(60, Math.max(6, 360 / rows));
   const height = Math.round(rows * side) + BOTTOM;
   const picture = svg("svg", { class: "chart heat", role: "img", "aria-label": label, viewBox: `0 0 ${width} ${height}`, width, height });
   const every = Math.ceil(14 / side);

@@ -138,6 +138,8 @@ function drawSteps(view) {
     const columns = getComputedStyle(panels).gridTemplateColumns.split(" ");
     const width = Math.max(260, Math.floor(parseFloat(columns[0]) || panels.clientWidth) - 34); // less the panel's padding and border
     panels.replaceChildren(...PANELS.map(({ title, draw: content }) => panel(title, ...content(view, width))));
+    const map = panels.querySelector("svg.heat");
+    map?.closest(".panel").classList.toggle("tall", map.getAttribute("height") > 260);
   }
 }
 

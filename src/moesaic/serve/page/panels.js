@@ -3,7 +3,7 @@
 import { legend, stepChart, table } from "./charts.js";
 import { html } from "./dom.js";
 import { expertsPanel, expertsTable } from "./experts.js";
-import { DASH, count, money, percent, quantile, short, sum, time } from "./numbers.js";
+import { DASH, count, money, percent, plural, quantile, short, sum, time } from "./numbers.js";
 
 const share = (part, whole) => (whole > 0 ? part / whole : null);
 const seconds = (steps) => steps.map((step) => step.seconds);
@@ -32,7 +32,7 @@ export function tiles({ steps, info, idle }) {
     ["Draft accepted", drafted ? percent(total(steps, "accepted") / drafted) : DASH, drafted ? `of ${count(drafted)} guesses` : "no guesses in these steps"],
     ["Shift", drafted ? percent(share(total(steps, "shift"), total(steps, "new_tokens"))) : DASH, drafted ? `${count(total(steps, "lenient"))} lenient tokens` : "0 is exact"],
     ["Cost", money(cost?.generated), cost ? "per 1,000 generated tokens" : "no price configured"],
-    ["Since the start", `${count(totals.requests)} requests`, `${short(totals.generated_tokens)} tokens written, ${short(totals.prompt_tokens)} read${cached ? `, ${percent(cached)} cached` : ""}`],
+    ["Since the start", plural(totals.requests, "request"), `${short(totals.generated_tokens)} tokens written, ${short(totals.prompt_tokens)} read${cached ? `, ${percent(cached)} cached` : ""}`],
   ];
 }
 
@@ -56,11 +56,12 @@ export const PANELS = [
     title: "Batch",
     draw: ({ steps }, width) => {
       const words = `In ${count(steps.length)} steps: ${count(total(steps, "prompt_positions"))} positions of prompts, ${count(total(steps, "new_tokens"))} new tokens, at most ${count(Math.max(...steps.map((s) => s.batch)))} answers in a step and ${count(Math.max(...steps.map((s) => s.waiting)))} waiting.`;
+      const waited = steps.some((s) => s.waiting);
       return [
-        legend([["c1", "prompt positions"], ["c0", "answers being written"], ["c5 line", "waiting"]]),
+        legend([["c1", "prompt positions"], ["c0", "answers being written"], ...(waited ? [["c5 line", "waiting"]] : [])]),
         stepChart(
           steps,
-          { bars: [{ color: "c0", value: (s) => s.batch }, { color: "c1", value: (s) => s.prompt_positions }], curves: [{ color: "c5", value: (s) => s.waiting }], format: integers },
+          { bars: [{ color: "c0", value: (s) => s.batch }, { color: "c1", value: (s) => s.prompt_positions }], curves: waited ? [{ color: "c5", value: (s) => s.waiting }] : [], format: integers },
           width,
           `Batch of each step. ${words}`,
         ),
@@ -139,7 +140,18 @@ export const PANELS = [
       ];
     },
   },
+  { title: "Cost", draw: ({ info }) => costs(info) },
 ];
+
+const COSTS = { prompt: "1,000 prompt tokens", generated: "1,000 generated tokens", waste: "of these, guesses that were rejected" };
+
+function costs({ cost_per_1k: cost, price_per_hour: price }) {
+  if (price == null) return [html("p", { class: "soft" }, "The server was started without a price, so it cannot tell what a token costs.")];
+  const lines = Object.entries(COSTS).map(([key, name]) => [name, money(cost?.[key])]);
+  return [
+    html("dl", { class: "lines" }, ...[...lines, ["the machine, an hour", money(price)]].flatMap(([name, value]) => [html("dt", {}, name), html("dd", {}, value)])),
+  ];
+}
 
 const MOST_ROWS = 60;
 
@@ -158,7 +170,7 @@ export function tables({ steps, info }) {
 const NAMES = { kv_tokens: "KV cache, tokens", blocks: "KV cache, blocks", parameters: "Parameters", dtype: "Weights in", name: "Model" };
 
 /** Facts that change rarely: [title, content]. */
-export function facts({ model, batches, cost_per_1k: cost, price_per_hour: price }) {
+export function facts({ model, batches }) {
   const lines = Object.entries(model).filter(([, value]) => value !== null && value !== undefined);
   const words = (value) => {
     if (typeof value === "number") return value >= 1e5 ? short(value) : value.toLocaleString("en");
@@ -169,12 +181,5 @@ export function facts({ model, batches, cost_per_1k: cost, price_per_hour: price
   if (batches.length) {
     found.push(["Largest batch at each context", table("How many answers fit at once, and what limits them", ["Context", "Batch", "Limited by"], batches.map(([context, batch, why]) => [count(context), count(batch), why]))]);
   }
-  const names = { prompt: "1,000 prompt tokens", generated: "1,000 generated tokens", waste: "of these, guesses that were rejected" };
-  found.push([
-    "Cost",
-    cost
-      ? html("dl", { class: "lines" }, ...Object.entries(names).flatMap(([key, name]) => [html("dt", {}, name), html("dd", {}, money(cost[key]))]), html("dt", {}, "machine, per hour"), html("dd", {}, money(price)))
-      : html("p", { class: "soft" }, price === null ? "The server was started without a price." : `At ${money(price)} an hour; known after the first tokens.`),
-  ]);
   return found;
 }
