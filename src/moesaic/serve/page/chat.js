@@ -111,6 +111,8 @@ async function write(turn) {
   running = new AbortController();
   const { signal } = running;
   const focus = document.activeElement;
+  const question = conversation.turns.at(-2);
+  question.showFoot(false);
   turn.begin();
   turn.drawn = follow();
   turn.busy(true);
@@ -139,7 +141,7 @@ async function write(turn) {
     turn.end();
     turn.drawn();
     turn.drawn = null;
-    if (conversation.last !== turn) turn.showFoot(false);
+    question.showFoot();
     showRunning(false);
     if ([document.body, find("stop")].includes(document.activeElement)) message.focus();
     say(turn.error ? "" : `${turn.stopped ? "Stopped" : "The answer is complete"}: ${plural(turn.content.split(/\s+/).filter(Boolean).length, "word")}.`);

@@ -54,12 +54,12 @@ export function heatMap(loads, width, label) {
       picture.append(
         svg(
           "rect",
-          { class: ratio > 1 ? "over" : "under", "fill-opacity": (0.05 + 0.9 * strength).toFixed(2), x: LEFT + e * cell, y, width: Math.max(0.5, cell - (columns <= 64 ? 1.5 : 0)), height: side - (side > 8 ? 1.5 : 0.5) },
+          { class: ratio > 1 ? "over" : "under", "fill-opacity": (0.06 + 0.94 * strength).toFixed(2), x: LEFT + e * cell, y, width: Math.max(0.5, cell - (columns <= 64 ? 1.5 : 0)), height: side - (side > 8 ? 1.5 : 0.5) },
           svg("title", {}, title),
         ),
       );
-      if (cell > 38 && side >= 16) {
-        picture.append(svg("text", { class: "value", x: LEFT + (e + 0.5) * cell, y: y + side / 2 + 3.5, "text-anchor": "middle" }, short(100 * share)));
+      if (cell > 28 && side >= 15) {
+        picture.append(svg("text", { class: "value", x: LEFT + (e + 0.5) * cell, y: y + side / 2 + 3.5, "text-anchor": "middle", "aria-hidden": "true" }, (100 * share).toFixed(share < 0.0995 ? 1 : 0)));
       }
     });
   });

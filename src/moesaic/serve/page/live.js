@@ -7,7 +7,7 @@ import { PANELS, describe, facts, tables, tiles } from "./panels.js";
 
 const EVERY_MS = 500, AFTER_AN_ERROR_MS = 2000, IDLE_AFTER_MS = 1500, KEPT = 600;
 
-const state = { steps: [], info: null, error: "", shown: false, paused: false, chosen: null, tables: false, lastNew: 0, drawn: "" };
+const state = { steps: [], info: null, error: "", shown: false, paused: false, chosen: null, tables: false, lastNew: -Infinity, drawn: "" };
 let timer = null, waiting = null;
 
 export function startLive() {
@@ -82,7 +82,8 @@ function take(found) {
   if (before && found.totals.seconds < before.seconds) state.steps = []; // the server was started anew
   const last = state.steps.at(-1)?.number ?? -1;
   const fresh = found.steps.filter((step) => step.number > last);
-  if (fresh.length) state.lastNew = performance.now();
+  const past = state.info ? 0 : Date.now() / 1000 - (fresh.at(-1)?.at ?? 0); // the first answer brings old steps too
+  if (fresh.length) state.lastNew = performance.now() - 1000 * Math.max(0, past);
   state.steps = [...state.steps, ...fresh].slice(-KEPT);
   state.info = found;
 }

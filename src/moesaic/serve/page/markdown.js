@@ -43,7 +43,7 @@ export function blocksOf(text) {
       open = null;
     } else if (HEADING.test(line)) {
       const [all, marks] = HEADING.exec(line);
-      blocks.push({ kind: `h${Math.min(6, marks.length + 2)}`, start: start + all.length, end });
+      blocks.push({ kind: `h${Math.min(6, Math.max(3, marks.length + 1))}`, start: start + all.length, end });
       open = null;
     } else if (ITEM.test(line)) {
       const [all, indent, mark] = ITEM.exec(line);

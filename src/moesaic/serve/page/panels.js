@@ -167,7 +167,7 @@ export function tables({ steps, info }) {
   return [table(`The last ${count(recent.length)} steps, newest first${cap}`, heads, rows), expertsTable(steps)].filter(Boolean);
 }
 
-const NAMES = { kv_tokens: "KV cache, tokens", blocks: "KV cache, blocks", parameters: "Parameters", dtype: "Weights in", name: "Model" };
+const NAMES = { kv_tokens: "KV cache, tokens", blocks: "KV cache, blocks", parameters: "Parameters", dtype: "Weights in", name: "Model", block_size: "Tokens in a block", timeline: "Start" };
 
 /** Facts that change rarely: [title, content]. */
 export function facts({ model, batches }) {

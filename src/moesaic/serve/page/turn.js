@@ -108,7 +108,7 @@ export class Turn {
     if (figures.length) {
       this.foot.append(html("ul", { class: "figures", "aria-label": "Figures of this answer" }, ...figures.map(([text, title]) => html("li", { title }, text))));
     }
-    const buttons = this.actions.filter(([, , always]) => always || last);
+    const buttons = this.actions.filter(([, , whole]) => (whole ? this.content : last)); // of every text, or of the last turn
     if (buttons.length) {
       this.foot.append(
         html("div", { class: "buttons" }, ...buttons.map(([label, act]) => html("button", { type: "button", class: "quiet", onclick: () => act(this) }, typeof label === "function" ? label(this) : label))),
