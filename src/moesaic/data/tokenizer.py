@@ -117,7 +117,16 @@ class Tokenizer:
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         """Ids of `text`; with `specials`, control tokens written in the text count as such."""
-        return list((self._core if specials else self._plain).encode(text, add_special_tokens=False).ids)
+        return _ids(self._core if specials else self._plain, [text])[0]  # as a batch: other threads go on meanwhile
+
+    def at_least(self, text: str) -> int:
+        """Tokens that a text certainly has, from its length alone; 0 when the vocabulary does not tell."""
+        return 0 if self._words is None else -(-len(text) // self._longest)
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token are at most its bytes, each of which is one in a byte-level vocabulary."""
+        return max(map(len, self._core.get_vocab()))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, without control tokens; uses the threads that `tokenizers` was allowed."""

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moesaic.model.attend import Visibility, attend, attend_cached
-from moesaic.model.cache import LayerCache
+from moesaic.model.attend import Visibility, attend
+from moesaic.model.cache import KeyValues
 from moesaic.model.kernels import RowKernels
 from moesaic.model.norm import RMSNorm
 from moesaic.recipe import Model
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         x_BSD: Tensor,
         rotary: tuple[Tensor, Tensor],
         sight: Visibility | None,
-        cache: LayerCache | None = None,
+        cache: KeyValues | None = None,
         start: int = 0,
     ) -> Tensor:
         """Attend over `x` as `sight` allows or, with a cache, over everything cached and causally over `x`."""
@@ -79,7 +79,7 @@ class Attention(nn.Module):
             out_BSHC = self.attend(q, k, v, sight, self.kernels)
         else:
             assert cache is not None
-            out_BSHC = attend_cached(q, *cache.append(start, k.transpose(1, 2), v.transpose(1, 2)), self.window)
+            out_BSHC = cache.attend(start, q, k, v, self.window)
         bias = None if self.bo is None else self.bo.to(x_BSD.dtype)
         return F.linear(out_BSHC.flatten(2), self.wo.to(x_BSD.dtype), bias)
 

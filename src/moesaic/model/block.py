@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from moesaic.model.attend import Visibility
 from moesaic.model.attention import Attention
-from moesaic.model.cache import LayerCache
+from moesaic.model.cache import KeyValues
 from moesaic.model.experts import Experts
 from moesaic.model.norm import RMSNorm
 from moesaic.model.router import Router, RouterStats
@@ -36,7 +36,7 @@ class Block(nn.Module):
         sight: Visibility | None,
         real_BS: Tensor | None,
         compute_dtype: torch.dtype,
-        cache: LayerCache | None = None,
+        cache: KeyValues | None = None,
         start: int = 0,
     ) -> tuple[Tensor, RouterStats | None]:
         """Return the new residual stream and, when `real_BS` is given, the router's statistics."""

@@ -1,13 +1,38 @@
 """Contiguous key/value cache of `generate`: simple, and the reference for paged serving.
 
-Legend: B sequences, K key/value heads, S positions, C head width.
+Legend: B sequences, K key/value heads, S positions, C head width, H query heads.
 """
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from moesaic.errors import ModelError
+from moesaic.model.attend import attend_cached
 from moesaic.recipe import Model
+
+
+class KeyValues(Protocol):
+    """What one layer remembers of earlier positions."""
+
+    def attend(self, start: int, q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, window: int | None) -> Tensor:
+        """Remember the new keys and values, and attend over all: `[batch, seq, heads, width]`."""
+
+
+class KeyValueCache(Protocol):
+    """What all layers remember; `Transformer.hidden` continues it."""
+
+    @property
+    def layers(self) -> Sequence[KeyValues]:
+        """One for each."""
+
+    def reserve(self, new: int) -> int:
+        """Start of the next `new` positions."""
+
+    def advance(self, new: int) -> None:
+        """All layers have written them."""
 
 
 class LayerCache:
@@ -23,6 +48,10 @@ class LayerCache:
         self.k_BKSC[:, :, start:end] = k_BKSC
         self.v_BKSC[:, :, start:end] = v_BKSC
         return self.k_BKSC[:, :, :end], self.v_BKSC[:, :, :end]
+
+    def attend(self, start: int, q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, window: int | None) -> Tensor:
+        """Write from `start` on, then attend over everything so far, causally over what is new."""
+        return attend_cached(q_BSHC, *self.append(start, k_BSKC.transpose(1, 2), v_BSKC.transpose(1, 2)), window)
 
 
 class Cache:

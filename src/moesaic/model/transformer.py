@@ -15,7 +15,7 @@ from moesaic.errors import ModelError
 from moesaic.model.attend import Visibility
 from moesaic.model.attention import Attention
 from moesaic.model.block import Block
-from moesaic.model.cache import Cache
+from moesaic.model.cache import KeyValueCache
 from moesaic.model.experts import Experts
 from moesaic.model.kernels import RowKernels
 from moesaic.model.norm import RMSNorm
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         tokens_BS: Tensor,
         positions_BS: Tensor | None = None,
         documents_BS: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
         collect_stats: bool = False,
         length: int | None = None,
     ) -> tuple[Tensor, list[RouterStats]]:
@@ -98,7 +98,7 @@ class Transformer(nn.Module):
         tokens_BS: Tensor,
         positions_BS: Tensor | None = None,
         documents_BS: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Logits `[batch, seq, vocab]` in compute dtype."""
         hidden_BSD, _ = self.hidden(tokens_BS, positions_BS, documents_BS, cache)

@@ -45,6 +45,7 @@ class _Sequence:
     flying: bool = False  # in a step whose result has not come
     ended: bool = False  # given up while flying: the step may still write to its blocks
     preemptions: int = 0
+    cached: int = 0  # of the prompt, at first
 
     @property
     def missing(self) -> int:
@@ -82,13 +83,29 @@ class Scheduler:
         """Requests that hold memory."""
         return len(self._running)
 
+    def sequences(self) -> list[dict[str, object]]:
+        """What is known of each request, in the order in which they are served; for people."""
+        return [
+            {
+                "request": s.request.id,
+                "state": "ending" if s.ended else "in a step" if s.flying else "running" if running else "waiting",
+                "prompt": len(s.request.prompt),
+                "answer": len(s.tokens) - len(s.request.prompt),
+                "computed": s.computed,
+                "blocks": len(s.blocks),
+                "preemptions": s.preemptions,
+            }
+            for running, of in ((True, self._running), (False, self._waiting))
+            for s in self._ordered(of)
+        ]
+
     @property
     def idle(self) -> bool:
         """Whether there is nothing left to do."""
         return not (self._waiting or self._running)
 
     def add(self, request: Request) -> None:
-        """Let a request wait. Raises ServeError when it can never be answered, OverloadedError when the queue is full."""
+        """Let a request wait. Raises ServeError if it can never be answered, OverloadedError if the queue is full."""
         if request.id in self._waiting or request.id in self._running:
             raise ServeError(f"request {request.id} is here already; give each a number of its own")
         if not request.prompt or request.max_tokens < 1:
@@ -243,6 +260,7 @@ class Scheduler:
         if not sequence.preemptions:
             self.prompt_tokens += len(sequence.tokens)
             self.reused_tokens += sequence.computed
+            sequence.cached = sequence.computed
         return True
 
     def _chunk(self, sequence: _Sequence, load: Load, first: bool) -> int:
@@ -277,7 +295,7 @@ class Scheduler:
             if finish:
                 break
         sequence.computed = min(sequence.computed, len(sequence.tokens) - 1)
-        return Event(request.id, tuple(new), outcome.notes[: len(new)], finish)
+        return Event(request.id, tuple(new), outcome.notes[: len(new)], finish, sequence.cached)
 
     def check(self) -> None:
         """Every invariant. Raises AssertionError."""
@@ -286,7 +304,10 @@ class Scheduler:
         flying = [s for _, sequences in self._flying.values() for s in sequences]
         assert len({id(s) for s in flying}) == len(flying), "a sequence is in two steps"
         for sequence in self._waiting.values():
-            assert not (sequence.blocks or sequence.computed or sequence.flying or sequence.ended)
+            assert not sequence.blocks
+            assert not sequence.computed
+            assert not sequence.flying
+            assert not sequence.ended
         for sequence in self._running.values():
             assert sequence.flying == any(s is sequence for s in flying)
             assert 0 <= sequence.computed < len(sequence.tokens) <= self.room

@@ -100,3 +100,5 @@ class Event:
     tokens: tuple[int, ...]
     notes: tuple[TokenNote, ...] = ()
     finish: FinishReason | None = None
+    cached: int = 0
+    """Tokens of the prompt that came from the prefix cache."""

@@ -90,7 +90,7 @@ class AnyOrder(RuleBasedStateMachine):
             accepted = data.draw(st.integers(0, work.drafts))
             token = st.sampled_from([0, 1, 2, STOP])
             tokens = data.draw(st.lists(token, min_size=accepted + 1, max_size=accepted + 1)) if work.sample else []
-            outcomes.append(Outcome(tuple(tokens), work.drafts))
+            outcomes.append(Outcome(tuple(tokens), drafted=work.drafts))
             self.compute(work, tokens[:-1])
         events = self.scheduler.commit(StepResult(plan.number, tuple(outcomes), 0.001 * plan.positions))
         for event in events:
@@ -123,7 +123,7 @@ class AnyOrder(RuleBasedStateMachine):
             plan = self.flying.pop(0) if self.flying else self.scheduler.plan()
             if plan is None:
                 break
-            outcomes = tuple(Outcome((1,) * w.sample, 0) for w in plan.work)
+            outcomes = tuple(Outcome((1,) * w.sample, drafted=0) for w in plan.work)
             for event in self.scheduler.commit(StepResult(plan.number, outcomes, 0.001)):
                 if event.finish:
                     self.ended.add(event.request)
