@@ -2,7 +2,7 @@
 
 import { startChat } from "./chat.js";
 import { find } from "./dom.js";
-import { showLive, startLive } from "./live.js";
+import { showLive, startLive } from "./watch.js";
 
 const VIEWS = { chat: "Chat", live: "Live" };
 

@@ -143,7 +143,7 @@ export const PANELS = [
   { title: "Cost", draw: ({ info }) => costs(info) },
 ];
 
-const COSTS = { prompt: "1,000 prompt tokens", generated: "1,000 generated tokens", waste: "of these, guesses that were rejected" };
+const COSTS = { prompt: "1,000 prompt tokens", generated: "1,000 generated tokens", waste: "of these, guesses that were rejected", wall: "1,000 tokens of both, idle time included" };
 
 function costs({ cost_per_1k: cost, price_per_hour: price }) {
   if (price == null) return [html("p", { class: "soft" }, "The server was started without a price, so it cannot tell what a token costs.")];

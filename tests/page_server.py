@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import tiny
 import torch
 
+import tiny
 from moesaic.data import train_tokenizer
 from moesaic.interop import save_model
 from moesaic.model import Transformer, initialise
@@ -59,7 +59,7 @@ class Server:
         """Until no step is made any more."""
         end = time.monotonic() + WAIT_S
         last = None
-        while (now := self.live()["totals"]["seconds"]) != last:
+        while (now := self.live()["totals"]["steps"]) != last:
             assert time.monotonic() < end, "the engine still works"
             last = now
             time.sleep(0.3)
@@ -72,7 +72,11 @@ def serving(folder: Path, *options: str, key: str | None = None) -> Iterator[Ser
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-c", "from moesaic.cli import main; main()", "serve", str(folder)]
-    secret = ["--api-key", key] if key else []
+    secret = []
+    if key:
+        keys = folder.with_name("keys.txt")
+        keys.write_text(key + "\n", encoding="utf-8")
+        secret = ["--api-key-file", str(keys)]
     log = folder.with_name(f"serve-{port}.log")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("w") as out:
