@@ -1,4 +1,4 @@
-"""A server for tests: a real engine over a tiny model of random weights, uvicorn in a thread, steps that can be held."""
+"""A server for tests: a real engine over a tiny random model, uvicorn in a thread, steps that can be held."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ from moesaic.serve.local import LocalModel
 from moesaic.serve.step_plan import StepPlan, StepResult
 
 NAME = "tiny"
-CONTEXT = 512
+CONTEXT = 256
 WAIT_S = 20.0  # for what must happen; only a failure takes so long
 
 

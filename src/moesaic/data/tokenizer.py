@@ -93,6 +93,10 @@ class Tokenizer:
     def __len__(self) -> int:
         return int(self._core.get_vocab_size())
 
+    def shares_tokens(self, other: "Tokenizer") -> bool:
+        """Whether every number stands for the same token in both."""
+        return bool(self._core.get_vocab() == other._core.get_vocab())
+
     @property
     def is_chatml(self) -> bool:
         """Whether chats are rendered by moesaic's own template, which can be encoded piece by piece."""

@@ -37,5 +37,5 @@ def make_app(service: Service) -> FastAPI:
     app.add_middleware(Gate, service=service)
     for part in (completions, texts, health, live):
         app.include_router(part.routes(service))
-    app.mount("/", live.Page(directory=live.PAGE, html=True), name="page")
+    app.router.default = live.Page(directory=live.PAGE, html=True)  # after all else, so that wrong methods get 405
     return app

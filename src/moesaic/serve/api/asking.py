@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 
+from moesaic.errors import OverloadedError
 from moesaic.serve.answer import Answer, Piece, Shown
 from moesaic.serve.api.errors import OURS, ApiError, draining
 from moesaic.serve.api.service import Inbox, Service
@@ -66,8 +67,11 @@ class Asking:
                 sink = partial(self._service.handover.put, loop, self._inbox, choice.index)
                 choice.number = self._service.engine.submit(choice.prompt, choice.options, sink, self._priority)
                 self._service.active.add(choice.number)
-        except BaseException:
+        except BaseException as error:
             self._give_up()
+            health = self._service.engine.health()
+            if isinstance(error, OverloadedError) and not health.alive:
+                raise ApiError(503, health.reason, kind=OURS, code="engine_down") from error
             raise
         return self
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -28,7 +29,9 @@ class Page(StaticFiles):
     """Files of the page with headers that keep it to itself."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """A file."""
+        """A file; not found whatever else is asked of what is not there."""
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
         response = await super().get_response(path, scope)
         response.headers.update(PAGE_HEADERS)
         return response

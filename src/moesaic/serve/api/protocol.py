@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from moesaic.serve.options import MOST_LOGPROBS, Options
@@ -17,7 +17,18 @@ MOST_IDS = 2**17  # to turn into text at once
 BIG = 2**31 - 1
 TokenId = Annotated[int, Field(ge=0, le=BIG)]
 TokenName = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
-StopText = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of a surrogate pair, which is no text") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+StopText = Annotated[Text, Field(min_length=1, max_length=256)]
 
 _TOOLS = "this server calls no tools"
 _TEXT = "this server reads and writes text only"
@@ -72,14 +83,14 @@ class TextPart(Strict):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
     def plain(self) -> dict[str, str]:
         """As chat templates read it."""
@@ -174,9 +185,9 @@ class CompletionRequest(Sampling):
     """`/v1/completions`: text, or token ids as they are, or a list of either."""
 
     prompt: (
-        str
+        Text
         | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MOST_CHOICES)]
     )
     max_tokens: int = Field(16, ge=1, le=BIG)
@@ -195,7 +206,7 @@ class TokenizeRequest(Strict):
     """`/tokenize`: a text as it is, or messages as the chat template renders them."""
 
     model: str | None = None
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
