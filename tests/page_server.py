@@ -10,26 +10,46 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import torch
 
 import tiny
-from moesaic.data import train_tokenizer
+from moesaic.data import Tokenizer, train_tokenizer
 from moesaic.interop import save_model
 from moesaic.model import Transformer, initialise
 from moesaic.recipe import Model
 
 WAIT_S = 120
-WORDS = "user\nassistant\nsystem\nsomething again, please: hello there, how are you? Tell me of heaps. A long one. "
+TEXT = """- Each token visits **two** experts of `four`, chosen by their router (see w_out); the rest stay idle.
+"""
+VOCABULARY = 480
+SURE = 6.0  # logit of the next token of the text; of others it is about N(0, 1), so that temperature 1 wanders
 
 
 def model_folder(home: Path) -> Path:
-    """A model with random weights, whose answers at temperature 0 do not end before they are cut."""
-    tokenizer = train_tokenizer([WORDS] * 5, 400)
+    """A model that recites `TEXT` for ever at temperature 0, so that answers can be read, cut and guessed.
+
+    Each token of the text is in it once. What attention and experts add is zero, so the last state is the token's
+    embedding, and the row of the head that fits it best is the next token's.
+    """
+    tokenizer = train_tokenizer(["user\nassistant\nsystem\n" + TEXT] * 8, VOCABULARY)
     tokenizer.save(home / "tokenizer")
-    config = tiny.MODEL | {"vocab_size": 400, "context": 4096, "init_std": 0.3}
+    config = tiny.MODEL | {"vocab_size": VOCABULARY, "context": 2048, "tie_embeddings": False}
     model = Transformer(Model.model_validate(config))
     initialise(model, seed=0)
+    ids = list(Tokenizer.load(home / "tokenizer").encode(TEXT))
+    assert len(set(ids)) == len(ids)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("attention.wo", "experts.w_out")):
+                weight.zero_()
+        states_VD = torch.nn.functional.normalize(model.embedding, dim=-1)
+        model.embedding.copy_(states_VD)
+        model.head.copy_(
+            torch.randn(model.head.shape, generator=torch.Generator().manual_seed(0)) / model.config.d_model**0.5
+        )
+        for token, following in zip(ids, ids[1:] + ids[:1], strict=True):
+            model.head[following] = SURE / model.config.d_model**0.5 * states_VD[token]
     save_model(model, home / "page-model", tokenizer_folder=home / "tokenizer", dtype=torch.float32)
     return home / "page-model"
 
@@ -40,9 +60,9 @@ class Server:
     def __init__(self, address: str, model: str, key: str | None = None) -> None:
         self.address, self.model = address, model
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(base_url=address, headers=headers, timeout=WAIT_S)
+        self._client = httpx2.Client(base_url=address, headers=headers, timeout=WAIT_S)
 
-    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+    def post(self, path: str, body: dict[str, Any]) -> httpx2.Response:
         return self._client.post(path, json=body)
 
     def chat(self, text: str, **options: Any) -> None:
@@ -103,8 +123,8 @@ def _wait(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end, f"not ready: {log.read_text()}"
         try:
-            if httpx.get(address + "/health").status_code == 200:
+            if httpx2.get(address + "/health").status_code == 200:
                 return
-        except httpx.TransportError:
+        except httpx2.TransportError:
             pass
         time.sleep(0.1)

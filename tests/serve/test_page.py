@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from page_server import Server, model_folder, serving
@@ -32,6 +32,7 @@ SWITCHES = [
     "--disable-sync",
     "--no-first-run",
 ]
+WAIT_MS = 60_000  # for what must happen; only a failure takes so long
 SECRET = "a-key-of-the-tests"
 HERE = Path(__file__).parent
 
@@ -53,6 +54,7 @@ def chromium() -> Iterator[Browser]:
     if program is None:
         pytest.skip("there is no Chromium here: apt-get install chromium")
     SHOTS.mkdir(parents=True, exist_ok=True)
+    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=SWITCHES)
         yield browser
@@ -64,7 +66,7 @@ class Visit:
 
     def __init__(self, context: BrowserContext, address: str) -> None:
         self.page: Page = context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(WAIT_MS)
         self.asked: list[str] = []
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.asked.append(request.url))
@@ -183,7 +185,7 @@ def test_an_answer_streams_and_is_what_the_api_says(visit: Opener, server: Serve
 
 def test_tokens_of_the_draft_are_marked_where_they_are(visit: Opener, server: Server) -> None:
     seen = visit()
-    seen.ask("again again again again again again", temperature=0, max_tokens=300)
+    seen.ask("Again, please.", temperature=0, max_tokens=300)
     seen.wait()
     answer = seen.export()["messages"][1]
     drafted = [token["text"] for token in answer["tokens"] if token["drafted"]]
@@ -368,7 +370,7 @@ def test_the_live_view_draws_what_the_engine_tells(visit: Opener, server: Server
     assert {(int(m[1]), int(m[2])): int(m[3].replace(",", "")) for m in found if m} == positions
     expect(seen.page.get_by_role("region", name="Experts")).to_contain_text("Hottest: expert")
     new_tokens = sum(step["new_tokens"] for step in steps)
-    expect(seen.page.get_by_role("region", name="Batch")).to_contain_text(f"{new_tokens:,} new tokens")
+    expect(seen.page.get_by_role("region", name="Batch", exact=True)).to_contain_text(f"{new_tokens:,} new tokens")
     expect(seen.page.get_by_role("region", name="Time of a step")).to_contain_text("cap of 2 s")
     expect(seen.page.get_by_role("region", name="Cost")).to_contain_text("$0.5")
     assert not seen.complaints
@@ -540,10 +542,10 @@ def test_markdown_becomes_what_it_says(visit: Opener) -> None:
 
 
 def test_the_server_sends_the_page_safely(server: Server) -> None:
-    answer = httpx.get(server.address + "/")
+    answer = httpx2.get(server.address + "/")
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
     for name in ("..%2f__init__.py", "nothing.js", "%2e%2e/__init__.py"):
-        assert httpx.get(f"{server.address}/{name}").status_code == 404
+        assert httpx2.get(f"{server.address}/{name}").status_code == 404
