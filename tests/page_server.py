@@ -19,7 +19,7 @@ from moesaic.interop import save_model
 from moesaic.model import Transformer, initialise
 from moesaic.recipe import Model
 
-WAIT_S = 120
+WAIT_S = 300  # for what must happen; only a failure takes so long
 TEXT = """- Each token visits **two** experts of `four`, chosen by their router (see w_out); the rest stay idle.
 """
 VOCABULARY = 480
@@ -45,11 +45,10 @@ def model_folder(home: Path) -> Path:
                 weight.zero_()
         states_VD = torch.nn.functional.normalize(model.embedding, dim=-1)
         model.embedding.copy_(states_VD)
-        model.head.copy_(
-            torch.randn(model.head.shape, generator=torch.Generator().manual_seed(0)) / model.config.d_model**0.5
-        )
+        scale, generator = model.config.d_model**-0.5, torch.Generator().manual_seed(0)
+        model.head.copy_(scale * torch.randn(model.head.shape, generator=generator))
         for token, following in zip(ids, ids[1:] + ids[:1], strict=True):
-            model.head[following] = SURE / model.config.d_model**0.5 * states_VD[token]
+            model.head[following] = SURE * scale * states_VD[token]
     save_model(model, home / "page-model", tokenizer_folder=home / "tokenizer", dtype=torch.float32)
     return home / "page-model"
 
@@ -57,8 +56,8 @@ def model_folder(home: Path) -> Path:
 class Server:
     """Where a server answers."""
 
-    def __init__(self, address: str, model: str, key: str | None = None) -> None:
-        self.address, self.model = address, model
+    def __init__(self, address: str, model: str, process: "subprocess.Popen[bytes]", key: str | None = None) -> None:
+        self.address, self.model, self.process = address, model, process
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.Client(base_url=address, headers=headers, timeout=WAIT_S)
 
@@ -104,7 +103,7 @@ def serving(folder: Path, *options: str, key: str | None = None) -> Iterator[Ser
             [*command, "--port", str(port), *secret, *options], stdout=out, stderr=subprocess.STDOUT, env=environment
         )
     try:
-        found = Server(f"http://127.0.0.1:{port}", folder.name, key)
+        found = Server(f"http://127.0.0.1:{port}", folder.name, process, key)
         _wait(found.address, process, log)
         yield found
     finally:

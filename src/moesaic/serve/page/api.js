@@ -47,8 +47,8 @@ async function refusal(response) {
   } catch { /* not JSON: a proxy in between, perhaps */ }
   message ||= `The server answered ${response.status} ${response.statusText}`.trim() + ".";
   const seconds = Number(response.headers.get("Retry-After"));
-  if (seconds > 0) message += ` Try again in ${seconds} s.`;
-  if (response.status === 401) message += " The key belongs into “API key” under Parameters.";
+  if (response.status === 429 && seconds > 0 && !/\d s\b/.test(message)) message += ` (in ${seconds} s)`;
+  if (response.status === 401) message = `${message.replace(/\.$/, "")}. It belongs into “API key” under Parameters.`;
   return new ServerError(message, response.status);
 }
 

@@ -41,8 +41,8 @@ export function describe(step, { cap_s: cap }) {
   const parts = [
     `Step ${step.number}`,
     `${time(step.seconds)}${step.predicted_s ? `, predicted ${time(step.predicted_s)}` : ""}${cap && step.seconds > cap ? ", over the cap" : ""}`,
-    `${count(step.prompt_positions)} prompt positions and ${count(step.batch)} answers`,
-    `${count(step.new_tokens)} new tokens`,
+    `${plural(step.prompt_positions, "prompt position")} and ${plural(step.batch, "answer")}`,
+    plural(step.new_tokens, "new token"),
     `${count(step.waiting)} waiting`,
   ];
   if (step.drafted) parts.push(`${count(step.accepted)} of ${count(step.drafted)} guesses accepted`);
@@ -55,7 +55,7 @@ export const PANELS = [
   {
     title: "Batch",
     draw: ({ steps }, width) => {
-      const words = `In ${count(steps.length)} steps: ${count(total(steps, "prompt_positions"))} positions of prompts, ${count(total(steps, "new_tokens"))} new tokens, at most ${count(Math.max(...steps.map((s) => s.batch)))} answers in a step and ${count(Math.max(...steps.map((s) => s.waiting)))} waiting.`;
+      const words = `In ${plural(steps.length, "step")}: ${plural(total(steps, "prompt_positions"), "position")} of prompts, ${plural(total(steps, "new_tokens"), "new token")}, at most ${plural(Math.max(...steps.map((s) => s.batch)), "answer")} in a step and ${count(Math.max(...steps.map((s) => s.waiting)))} waiting.`;
       const waited = steps.some((s) => s.waiting);
       return [
         legend([["c1", "prompt positions"], ["c0", "answers being written"], ...(waited ? [["c5 line", "waiting"]] : [])]),
@@ -73,6 +73,7 @@ export const PANELS = [
     title: "Time of a step",
     draw: ({ steps, info }, width) => {
       const cap = info.cap_s;
+      const near = cap && cap <= 4 * Math.max(...seconds(steps)); // else the curves would lie on the axis
       const over = steps.filter((s) => s.seconds > cap).length;
       const errors = steps.filter((s) => s.predicted_s).map((s) => Math.abs(s.predicted_s / s.seconds - 1));
       const words = [
@@ -81,12 +82,12 @@ export const PANELS = [
         errors.length ? `Predictions miss by ${percent(quantile(errors, 0.5))} (median).` : "",
       ].join(" ").trim();
       return [
-        legend([["c0 line", "measured"], ["c1 line", "predicted"], ...(cap ? [["c5 line", "cap"]] : [])]),
+        legend([["c0 line", "measured"], ["c1 line", "predicted"], ...(cap ? [["c5 line", near ? "cap" : `cap of ${time(cap)}, above the chart`]] : [])]),
         stepChart(
           steps,
           {
             curves: [{ color: "c0", value: (s) => s.seconds }, { color: "c1", dashed: true, value: (s) => s.predicted_s ?? null }],
-            marks: cap ? [{ value: cap, text: `cap ${time(cap)}` }] : [],
+            marks: near ? [{ value: cap, text: `cap ${time(cap)}` }] : [],
             format: time,
           },
           width,
@@ -169,6 +170,8 @@ export function tables({ steps, info }) {
 
 const NAMES = { kv_tokens: "KV cache, tokens", blocks: "KV cache, blocks", parameters: "Parameters", dtype: "Weights in", name: "Model", block_size: "Tokens in a block", timeline: "Start" };
 
+const LIMITS = { max_running: "answers at once", memory: "memory of keys and values" };
+
 /** Facts that change rarely: [title, content]. */
 export function facts({ model, batches }) {
   const lines = Object.entries(model).filter(([, value]) => value !== null && value !== undefined);
@@ -179,7 +182,7 @@ export function facts({ model, batches }) {
   };
   const found = [["Model", html("dl", { class: "lines" }, ...lines.flatMap(([key, value]) => [html("dt", {}, NAMES[key] ?? key.replaceAll("_", " ").replace(/^./, (c) => c.toUpperCase())), html("dd", {}, words(value))]))]];
   if (batches.length) {
-    found.push(["Largest batch at each context", table("How many answers fit at once, and what limits them", ["Context", "Batch", "Limited by"], batches.map(([context, batch, why]) => [count(context), count(batch), why]))]);
+    found.push(["Largest batch at each context", table("How many answers fit at once, and what limits them", ["Context", "Batch", "Limited by"], batches.map(([context, batch, why]) => [count(context), count(batch), LIMITS[why] ?? why]))]);
   }
   return found;
 }

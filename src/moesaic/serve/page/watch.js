@@ -98,14 +98,15 @@ function sayState() {
   if (state.error) [text, kind] = [state.error, "bad"];
   else if (state.paused) text = "paused";
   else if (state.info && !state.steps.length) text = "idle";
-  else if (state.info) [text, kind] = idle() ? [`idle; the last step ended ${ago()} ago`, ""] : ["working", "good"];
+  else if (state.info) [text, kind] = idle() ? [`idle; the last step ended ${ago()}`, ""] : ["working", "good"];
   if (line.textContent !== text) line.textContent = text;
   line.className = `state ${kind}`;
 }
 
 function ago() {
   const seconds = Math.max(0, Date.now() / 1000 - state.steps.at(-1).at);
-  return seconds < 60 ? `${Math.round(seconds / 5) * 5} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+  if (seconds < 60) return seconds < 5 ? "just now" : `${Math.floor(seconds / 5) * 5} s ago`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min ago` : `${Math.round(seconds / 3600)} h ago`;
 }
 
 /** Draws what changed since the last time; `anew`: everything. */
@@ -140,7 +141,9 @@ function drawSteps(view) {
     const width = Math.max(260, Math.floor(parseFloat(columns[0]) || panels.clientWidth) - 34); // less the panel's padding and border
     panels.replaceChildren(...PANELS.map(({ title, draw: content }) => panel(title, ...content(view, width))));
     const map = panels.querySelector("svg.heat");
-    map?.closest(".panel").classList.toggle("tall", map.getAttribute("height") > 260);
+    const tall = map?.getAttribute("height") > 260;
+    map?.closest(".panel").classList.toggle("tall", tall);
+    panels.lastElementChild.classList.toggle("across", !tall); // no hole in the grid
   }
 }
 
