@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -360,8 +361,13 @@ def test_the_live_view_is_friendly_while_nothing_happened(visit: Opener, folder:
 
 
 def test_the_live_view_draws_what_the_engine_tells(visit: Opener, server: Server) -> None:
+    def chat(i: int) -> None:
+        server.chat(f"Chat {i}, please.", max_tokens=40 + 15 * i, temperature=0.4, seed=i, leniency=0.5)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(chat, range(8)))
     seen = visit()
-    seen.ask("again again again again", temperature=0, max_tokens=100)
+    seen.ask("Again, please.", temperature=0, max_tokens=60)
     seen.wait()
     server.wait_until_idle()
     told = server.live()
@@ -460,7 +466,7 @@ def test_everything_works_from_the_keyboard(visit: Opener, server: Server) -> No
 @pytest.mark.parametrize("view", ["chat", "live"])
 def test_names_roles_and_contrast(visit: Opener, scheme: str, view: str) -> None:
     seen = visit(color_scheme=scheme)
-    seen.ask("again again again again", temperature=0, max_tokens=80)
+    seen.ask("Again, please.", temperature=0, max_tokens=80)
     seen.wait()
     if view == "live":
         seen.page.click("#to-live")
@@ -473,7 +479,7 @@ def test_names_roles_and_contrast(visit: Opener, scheme: str, view: str) -> None
 @pytest.mark.parametrize("view", ["chat", "live"])
 def test_a_telephone_needs_no_sideways_scrolling(visit: Opener, server: Server, view: str) -> None:
     seen = visit(width=360)
-    seen.ask("again again again", temperature=0, max_tokens=40)
+    seen.ask("Again, please.", temperature=0, max_tokens=40)
     seen.wait()
     seen.page.click(f"#to-{view}")
     if view == "live":

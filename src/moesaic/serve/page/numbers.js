@@ -37,6 +37,7 @@ export function money(dollars) {
   if (!known(dollars)) return DASH;
   if (dollars === 0) return "$0";
   if (dollars >= 0.01) return `$${dollars.toFixed(dollars >= 1 ? 2 : 4)}`;
+  if (dollars < 1e-7) return `$${dollars.toExponential(1)}`;
   const places = Math.min(20, 2 - Math.floor(Math.log10(dollars)));
   return `$${dollars.toFixed(places).replace(/0+$/, "")}`;
 }
