@@ -1,6 +1,7 @@
 """The engine's requests of one HTTP call: submitted together, read as text, given up when nobody waits any more."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,7 +9,7 @@ from types import TracebackType
 
 from moesaic.errors import OverloadedError
 from moesaic.serve.answer import Answer, Piece, Shown
-from moesaic.serve.api.errors import OURS, ApiError, draining
+from moesaic.serve.api.errors import BUSY, OURS, ApiError, draining
 from moesaic.serve.api.service import Inbox, Service
 from moesaic.serve.api.totals import Mark
 from moesaic.serve.engine import Delivery
@@ -69,11 +70,20 @@ class Asking:
                 self._service.active.add(choice.number)
         except BaseException as error:
             self._give_up()
-            health = self._service.engine.health()
-            if isinstance(error, OverloadedError) and not health.alive:
-                raise ApiError(503, health.reason, kind=OURS, code="engine_down") from error
+            if isinstance(error, OverloadedError):
+                raise self._overloaded(error) from error
             raise
         return self
+
+    def _overloaded(self, error: OverloadedError) -> ApiError:
+        health = self._service.engine.health()
+        if not health.alive:
+            return ApiError(503, health.reason, kind=OURS, code="engine_down")
+        if not health.ready:
+            return draining()
+        wait = self._service.guard.mean_s / max(1, health.running)  # until one of those that run ends
+        message = f"{error} (one of {health.running} running ones should end in about {max(1, math.ceil(wait))} s)"
+        return ApiError(429, message, kind=BUSY, code="overloaded", retry_after=wait)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
