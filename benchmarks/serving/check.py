@@ -1,8 +1,9 @@
 """Are the answers right? Each token of an engine, judged by our model in fp32 after the engine's own tokens before it.
 
-In bf16 engines part at near ties, and every text is another from there on, so that equal texts are too much to ask. A
-right answer is one whose tokens the exact model finds as good as its best, but for rounding: a token's *gap* is the logit
-of the best less its own, in standard deviations of the logits at its position. A wrong engine shows gaps of 1 to 4.
+In bf16 engines part at near ties, and every text is another from there on, so that equal texts are too much to ask.
+A right answer is one whose tokens the exact model finds as good as its best, but for rounding: a token's *gap* is the
+logit of the best less its own, in standard deviations of the logits at its position. A wrong engine shows gaps of 1
+to 4.
 
 Legend: N new tokens, V vocabulary.
 """

@@ -28,9 +28,7 @@ def start(model: str, settings: dict[str, Any]) -> tuple[str, Generate]:
     params.n_threads_http = slots + 4  # each waiting request holds one
     kinds = xllamacpp.llama_flash_attn_type
     flash = settings["flash_attention"]
-    params.flash_attn_type = (
-        kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    )
+    params.flash_attn_type = kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
     params.ui = False
     params.verbosity = 0

@@ -1,12 +1,12 @@
 """What every driver does: load, then answer one stream and many requests, timed from outside the engine.
 
-A driver is a script of its own for an environment of its own, called `DRIVER REQUEST.json ANSWER.json`. It imports nothing
-of ours; this file is beside it and needs the standard library only.
+A driver is a script of its own for an environment of its own, called `DRIVER REQUEST.json ANSWER.json`. It imports
+nothing of ours; this file is beside it and needs the standard library only.
 
 Request: `model`, `settings` (the engine's own), `one` and `many`: lists of runs, a run being a list of
 `{"prompt": ids, "output": tokens}`; the first run of each list warms up and is not counted.
-Answer: `version`, `load_s`, `peak_bytes`, and of each counted run `seconds` from all requests at t = 0 to the last token,
-the `tokens`, and for `one` also `first_s`, the seconds of the same prompt with one new token.
+Answer: `version`, `load_s`, `peak_bytes`, and of each counted run `seconds` from all requests at t = 0 to the last
+token, the `tokens`, and for `one` also `first_s`, the seconds of the same prompt with one new token.
 """
 
 import json

@@ -46,9 +46,7 @@ def _continuous(model: Any, settings: dict[str, Any]) -> Generate:
         with model.continuous_batching_context_manager(
             generation_config=greedy, continuous_batching_config=config, block=True, timeout=60
         ) as manager:
-            names = [
-                manager.add_request(list(ids), max_new_tokens=n) for ids, n in zip(prompts, outputs, strict=True)
-            ]
+            names = [manager.add_request(list(ids), max_new_tokens=n) for ids, n in zip(prompts, outputs, strict=True)]
             while len(found) < len(names):
                 result = manager.get_result(timeout=1)
                 if result is not None and result.is_finished():
@@ -75,7 +73,12 @@ def _padded(model: Any, settings: dict[str, Any]) -> Generate:
             mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in some])
             longest = max(outputs[i] for i in some)
             out = model.generate(
-                ids, attention_mask=mask, do_sample=False, max_new_tokens=longest, min_new_tokens=longest, pad_token_id=0
+                ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=longest,
+                min_new_tokens=longest,
+                pad_token_id=0,
             )
             for row, i in enumerate(some):
                 answers[i] = out[row, width : width + outputs[i]].tolist()

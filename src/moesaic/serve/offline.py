@@ -68,7 +68,9 @@ def run_batch(engine: Engine, prompts: list[list[int]], output_len: int) -> list
 
 def describe(rows: list[dict[str, Any]]) -> str:
     """A line for each batch size."""
-    lines = [f"{'batch':>5} {'tokens/s':>9} {'TTFT p50':>9} {'p99':>8} {'TPOT p50':>9} {'p99':>8} {'E2E p50':>9} {'p99':>8}"]
+    lines = [
+        f"{'batch':>5} {'tokens/s':>9} {'TTFT p50':>9} {'p99':>8} {'TPOT p50':>9} {'p99':>8} {'E2E p50':>9} {'p99':>8}"
+    ]
     for row in rows:
         cells = [row[f"{m}_ms"].get(p) for m in ("ttft", "tpot", "e2el") for p in ("p50", "p99")]
         shown = " ".join(f"{'-' if c is None else f'{c:.1f}':>{w}}" for c, w in zip(cells, (9, 8) * 3, strict=True))

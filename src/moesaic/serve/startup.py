@@ -1,6 +1,6 @@
 """Where the time of a start goes: a new process imports, opens a model and says its first token.
 
-    python -m moesaic.serve.startup MODEL STARTED        in the new process; STARTED: monotonic seconds of its birth
+python -m moesaic.serve.startup MODEL STARTED        in the new process; STARTED: monotonic seconds of its birth
 """
 
 import json

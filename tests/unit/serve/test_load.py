@@ -48,7 +48,9 @@ def test_an_infinite_rate_sends_all_at_once_and_a_seed_repeats() -> None:
     assert arrivals(5, 2.0, 1.0, 7)[0] == 0.0
 
 
-@pytest.mark.parametrize(("rate", "burstiness"), [(0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (1.0, 0.0), (1.0, math.inf)])
+@pytest.mark.parametrize(
+    ("rate", "burstiness"), [(0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (1.0, 0.0), (1.0, math.inf)]
+)
 def test_impossible_arrivals_are_refused(rate: float, burstiness: float) -> None:
     with pytest.raises(ServeError, match=r"--request-rate|--burstiness"):
         arrivals(3, rate, burstiness, 0)
@@ -64,7 +66,9 @@ def test_random_prompts_have_the_lengths_and_share_the_prefix() -> None:
     assert {(len(a.prompt), a.output) for a in random_asks(9, 20, 10)} == {(20, 10)}
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"input_len": 0}, {"output_len": 0}, {"ratio": 1.0}, {"prefix_len": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"count": 0}, {"input_len": 0}, {"output_len": 0}, {"ratio": 1.0}, {"prefix_len": -1}]
+)
 def test_impossible_prompts_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ServeError):
         random_asks(**({"count": 1, "input_len": 1, "output_len": 1} | wrong))
@@ -78,14 +82,14 @@ class Completions(BaseHTTPRequestHandler):
     busy = most = 0
     lock = threading.Lock()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         body = json.dumps({"data": [{"id": "little"}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         kind = type(self)
         with kind.lock:
