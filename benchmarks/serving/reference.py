@@ -3,8 +3,8 @@
     python -m serving.reference FOLDER        (with benchmarks/ on PYTHONPATH)
 
 The speed of an engine does not depend on what the weights are, as long as experts share the load and answers do not
-repeat one token. Nor does the tokenizer matter, as prompts are token ids; it has 32,000 entries because engines refuse a
-model with fewer.
+repeat one token. Nor does the tokenizer matter, as prompts are token ids; it has 32,000 entries because engines refuse
+a model with fewer.
 """
 
 import argparse
@@ -39,8 +39,8 @@ CONFIG = Model(
     context=2048,
 )
 SEED = 6
-# Larger embeddings than at the start of a training. With those of 0.02, answers fall into a loop of a few tokens, and with
-# it the experts that they need; with larger layers instead, bf16 alone changes every answer.
+# Larger embeddings than at the start of a training. With those of 0.02, answers fall into a loop of a few tokens, and
+# with it the experts that they need; with larger layers instead, bf16 alone changes every answer.
 EMBEDDING_SCALE = 6.0
 GGUF_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 

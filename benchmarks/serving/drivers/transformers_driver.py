@@ -77,7 +77,6 @@ def _padded(model: Any, settings: dict[str, Any]) -> Generate:
                 attention_mask=mask,
                 do_sample=False,
                 max_new_tokens=longest,
-                min_new_tokens=longest,
                 pad_token_id=0,
             )
             for row, i in enumerate(some):

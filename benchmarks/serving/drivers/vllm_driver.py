@@ -1,4 +1,4 @@
-"""vLLM on the CPU. Settings: `eager`, `max_num_batched_tokens`, `threads`, `separate` (the engine in its own process)."""
+"""vLLM on the CPU. Settings: `eager`, `max_num_batched_tokens`, `threads`, `separate` (another process)."""
 
 import os
 from typing import Any

@@ -159,7 +159,9 @@ async def _complete(client: httpx.AsyncClient, target: Target, ask: Ask) -> Timi
     }
     if target.ignore_eos:
         body["ignore_eos"] = True
-    sent, pieces, usage = time.perf_counter(), [], {}
+    pieces: list[float] = []
+    usage: dict[str, Any] = {}
+    sent = time.perf_counter()
     error: str | None = None
     try:
         async with client.stream("POST", "/v1/completions", json=body) as answer:

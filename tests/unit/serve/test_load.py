@@ -1,6 +1,7 @@
 """Arrivals follow the distribution that was asked for; the client times what a real HTTP server streams."""
 
 import asyncio
+import itertools
 import json
 import math
 import threading
@@ -20,7 +21,7 @@ PIECES, GAP_S = 4, 0.02
 
 def test_poisson_arrivals_have_exponential_gaps_and_the_rate() -> None:
     times = arrivals(20_000, rate=8.0, burstiness=1.0, seed=1)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     assert stats.kstest(gaps, stats.expon(scale=1 / 8.0).cdf).pvalue > 1e-4
     counts = [0] * int(times[-1])
     for at in times:
@@ -35,7 +36,7 @@ def test_poisson_arrivals_have_exponential_gaps_and_the_rate() -> None:
 @pytest.mark.parametrize("burstiness", [0.2, 5.0])
 def test_burstiness_is_the_shape_of_the_gaps_and_keeps_the_rate(burstiness: float) -> None:
     times = arrivals(20_000, rate=4.0, burstiness=burstiness, seed=2)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     wanted = stats.gamma(burstiness, scale=1 / (4.0 * burstiness))
     assert stats.kstest(gaps, wanted.cdf).pvalue > 1e-4
     assert stats.kstest(gaps, stats.expon(scale=0.25).cdf).pvalue < 1e-4
