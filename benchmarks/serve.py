@@ -48,12 +48,15 @@ class Plan:
 def make_plan(quick: bool) -> Plan:
     """The published requests; `quick` asks for so little that figures mean nothing."""
     vocabulary = reference.CONFIG.vocab_size
-    cut = (
-        (lambda asks, n: [workload.Ask(a.prompt, min(a.output, n)) for a in asks]) if quick else (lambda asks, _: asks)
-    )
-    one = [cut([workload.one(vocabulary, i)], 16) for i in range(2 if quick else 1 + REPEATS)]
-    many = cut(workload.many(vocabulary, 6 if quick else workload.COUNT), 8)
-    return Plan(one, [[workload.Ask(a.prompt, 8) for a in many[:8]], many])
+    one = [[workload.one(vocabulary, i)] for i in range(2 if quick else 1 + REPEATS)]
+    many = workload.many(vocabulary, 6 if quick else workload.COUNT)
+    if quick:
+        one, many = [_cut(asks, 16) for asks in one], _cut(many, 8)
+    return Plan(one, [_cut(many[:8], 8), many])
+
+
+def _cut(asks: list[workload.Ask], output: int) -> list[workload.Ask]:
+    return [workload.Ask(a.prompt, min(a.output, output)) for a in asks]
 
 
 @dataclass
@@ -165,9 +168,8 @@ def _first_of(trials: tuple[Trial, ...], quick: bool) -> list[Trial]:
     """All trials; `quick`: the first for each kind."""
     if not quick:
         return list(trials)
-    return list(
-        dict.fromkeys(map(trials.index, firsts)) and [trials[i] for i in dict.fromkeys(map(trials.index, firsts))]
-    )
+    places = [next(i for i, t in enumerate(trials) if kind in t.kinds) for kind in ("one", "many")]
+    return [trials[i] for i in dict.fromkeys(places)]
 
 
 def report(groups: dict[str, list[Measured]], plan: Plan, machine: roofline.Machine, folder: Path) -> dict[str, Any]:
@@ -177,9 +179,8 @@ def report(groups: dict[str, list[Measured]], plan: Plan, machine: roofline.Mach
     tops = {}
     for kind in ("one", "many"):
         seconds = [roofline.roofline(config, machine, run) for run in plan.of(kind)]
-        tops[kind] = statistics.median(
-            sum(a.output for a in run) / s for run, s in zip(plan.of(kind), seconds, strict=True)
-        )
+        tokens = [sum(a.output for a in run) for run in plan.of(kind)]
+        tops[kind] = statistics.median(n / s for n, s in zip(tokens, seconds, strict=True))
     print(f"read {machine.bandwidth / 1e9:.1f} GB/s, bf16 products {machine.peak / 1e9:.0f} GFLOP/s; {describe()}")
     print("| engine | one stream, decode | one stream | 64 requests | of the roofline | load, s | answers right |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -201,11 +202,9 @@ def report(groups: dict[str, list[Measured]], plan: Plan, machine: roofline.Mach
         load_s = statistics.median(a["load_s"] for a in one.answers)
         row |= figures | {"settings": {"one": one.trial.words, "many": many.trial.words}, "judged": judged}
         kept["engines"][name] = row | {"version": one.answers[0]["version"], "load_s": load_s}
-        print(
-            f"| {name} {one.answers[0]['version']} | {figures['decode']:.1f} | {figures['one']:.1f} | {figures['many']:.1f} | "
-            f"{figures['one'] / tops['one']:.0%}, {figures['many'] / tops['many']:.0%} | {load_s:.1f} | "
-            f"{1 - judged['beyond_rounding']:.1%} |"
-        )
+        shares = ", ".join(f"{figures[kind] / tops[kind]:.0%}" for kind in ("one", "many"))
+        cells = [f"{name} {one.answers[0]['version']}", *(f"{figures[k]:.1f}" for k in ("decode", "one", "many"))]
+        print(f"| {' | '.join(cells)} | {shares} | {load_s:.1f} | {1 - judged['beyond_rounding']:.1%} |")
     print(f"| roofline | | {tops['one']:.1f} | {tops['many']:.1f} | | | |")
     for name, row in kept["engines"].items():
         if "settings" in row:

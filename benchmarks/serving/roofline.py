@@ -1,9 +1,9 @@
-"""How fast could it be at all? Bytes over the measured bandwidth, or products over the measured peak, whichever is more.
+"""How fast could it be at all? Bytes over the measured bandwidth or products over the peak, whichever takes longer.
 
-A run is a prefill of all prompts at once, then steps that take one token of every answer not yet finished. A step reads
-the attention, router and head weights once, of each layer the experts that its tokens touch (if all are equally likely),
-and the keys and values of every context. Nothing else costs anything, and caches hold nothing from one step to the next:
-an engine cannot be faster unless they do.
+A run is a prefill of all prompts at once, then steps that take one token of every answer not yet finished. A step
+reads the attention, router and head weights once, of each layer the experts that its tokens touch (if all are equally
+likely), and the keys and values of every context. Nothing else costs anything, and caches hold nothing from one step to
+the next: an engine cannot be faster unless they do.
 """
 
 import time
