@@ -29,6 +29,7 @@ from moesaic.commands.options import (
 )
 from moesaic.commands.plan import plan_app
 from moesaic.commands.recipe import recipe_app
+from moesaic.commands.serve import serve
 from moesaic.commands.talk import chat, generate
 from moesaic.commands.verify import verify
 from moesaic.errors import MoesaicError
@@ -199,6 +200,7 @@ app.command(epilog="Example: moesaic export runs/pocket/model pocket.gguf --to g
 app.command(epilog="Example: moesaic upcycle runs/smollm2 runs/smollm2-16x --experts 16 --layers 20-29")(upcycle)
 app.command(epilog='Example: moesaic generate runs/pocket/model "Once upon a time" --max-tokens 50')(generate)
 app.command(epilog="Example: moesaic chat runs/pocket/model")(chat)
+app.command(epilog="Example: moesaic serve runs/pocket/model --max-token-latency 50ms")(serve)
 app.command(epilog="Example: moesaic verify --layout tp=2,pp=2,ep=2")(verify)
 app.command(epilog="Example: moesaic drill kill_in_backward --layout dp=2")(drill)
 app.command("eval", epilog="Example: moesaic eval runs/pocket/model --suite all --limit 200")(evaluate)

@@ -33,7 +33,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 def test_the_verbs_are_the_stable_ones() -> None:
     expected = ["chat", "data", "demo", "doctor", "eval", "export", "generate", "import", "recipe", "report", "train"]
-    expected += ["upcycle", "plan", "verify", "drill"]
+    expected += ["upcycle", "plan", "verify", "drill", "serve"]
     expected += [f"plan {verb}" for verb in PLAN_VERBS]
     expected += ["bench", "bench serve", "bench latency", "bench startup"]
     expected += ["data build", "data inspect", "recipe diff", "recipe init", "recipe schema", "recipe show"]

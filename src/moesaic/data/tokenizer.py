@@ -93,6 +93,10 @@ class Tokenizer:
     def __len__(self) -> int:
         return int(self._core.get_vocab_size())
 
+    def shares_tokens(self, other: "Tokenizer") -> bool:
+        """Whether every number stands for the same token in both."""
+        return bool(self._core.get_vocab() == other._core.get_vocab())
+
     @property
     def is_chatml(self) -> bool:
         """Whether chats are rendered by moesaic's own template, which can be encoded piece by piece."""
@@ -117,7 +121,16 @@ class Tokenizer:
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         """Ids of `text`; with `specials`, control tokens written in the text count as such."""
-        return list((self._core if specials else self._plain).encode(text, add_special_tokens=False).ids)
+        return _ids(self._core if specials else self._plain, [text])[0]  # as a batch: other threads go on meanwhile
+
+    def at_least(self, text: str) -> int:
+        """Tokens that a text certainly has, from its length alone; 0 when the vocabulary does not tell."""
+        return 0 if self._words is None else -(-len(text) // self._longest)
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token are at most its bytes, each of which is one in a byte-level vocabulary."""
+        return max(map(len, self._core.get_vocab()))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, without control tokens; uses the threads that `tokenizers` was allowed."""

@@ -87,9 +87,13 @@ def check_place(folder: Path) -> None:
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype | None = None, compute_dtype: torch.dtype | None = None
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    compute_dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
 ) -> Transformer:
-    """Read a model folder onto the default device; weights as stored unless `dtype` is given.
+    """Read a model folder onto `device`, else the default one; weights as stored unless `dtype` is given.
 
     Files are memory-mapped, pickles refused. Products run in `compute_dtype`, by default the embedding's.
     Raises ModelError naming file and tensor.
@@ -100,7 +104,7 @@ def load_model(
     with torch.device("meta"):
         model = Transformer(config)
     try:
-        for name, values in read_tensors(files, model, family, dtype):
+        for name, values in read_tensors(files, model, family, dtype, device or torch.get_default_device()):
             set_parameter(model, name, values)
     finally:
         files.close()

@@ -139,9 +139,9 @@ def stored_dtype(model: nn.Module) -> torch.dtype:
 
 
 def read_tensors(
-    files: TensorFiles, model: Transformer, family: Family, dtype: torch.dtype | None
+    files: TensorFiles, model: Transformer, family: Family, dtype: torch.dtype | None, device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter of a model on the meta device, on the default device; one at a time is in memory twice."""
+    """Each parameter of a model on the meta device, on `device`; one at a time is in memory twice."""
     parameters = dict(model.named_parameters())
     groups: dict[str, list[Entry]] = {}
     for entry in entries(model.config, family):
@@ -153,7 +153,7 @@ def read_tensors(
         kind = dtype
         if kind is None:
             kind = reduce(torch.promote_types, (files.dtype(e.name) for e in group))
-        values = torch.empty(parameters[name].shape, dtype=kind, device=torch.get_default_device())
+        values = torch.empty(parameters[name].shape, dtype=kind, device=device)
         for entry in group:
             values[entry.index].copy_(files.read(entry.name, _shape(parameters, entry)))
             if files.full:

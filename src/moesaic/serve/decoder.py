@@ -98,8 +98,10 @@ class _PagedStep:
 class TorchDecoder:
     """`Transformer` over pages."""
 
-    def __init__(self, model: Transformer, blocks: int, block_size: int, batch_invariant: bool = False) -> None:
-        """`batch_invariant`: a row's numbers do not depend, to the bit, on what else is in the step."""
+    def __init__(
+        self, model: Transformer, blocks: int, block_size: int, batch_invariant: bool = False, why: str = "as asked"
+    ) -> None:
+        """`batch_invariant`: a row's numbers do not depend, to the bit, on what else is in the step. `why` torch."""
         config = model.config
         self.model, self.block_size, self.batch_invariant = model, block_size, batch_invariant
         self.device = model.embedding.device
@@ -109,7 +111,7 @@ class TorchDecoder:
                 for _ in range(config.n_layers)
             ]
         self._nobody = blocks * block_size
-        self.name = f"torch on {self.device.type}" + (", batch-invariant" if batch_invariant else "")
+        self.name = f"torch on {self.device.type} ({why})" + (", batch-invariant" if batch_invariant else "")
 
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> tuple[Tensor, NDArray[np.int64]]:

@@ -1,5 +1,6 @@
 """The engine: one thread that plans steps, runs them and hands out new tokens; requests come from any thread."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -10,20 +11,26 @@ from typing import Any, Literal
 
 import torch
 
-from moesaic.errors import OverloadedError, ServeError
+from moesaic.errors import ModelError, OverloadedError, ServeError
+from moesaic.model import Transformer
 from moesaic.model.kernels import KernelChoice
 from moesaic.serve.blocks import BlockPool
-from moesaic.serve.decoder import TorchDecoder
+from moesaic.serve.decoder import Decoder, TorchDecoder
+from moesaic.serve.draft import Draft, Lookup, ModelDraft
+from moesaic.serve.gain import Gain
 from moesaic.serve.local import LocalModel
+from moesaic.serve.native import BLOCK_SIZE, NativeDecoder, open_library, uncovered
 from moesaic.serve.options import Options
 from moesaic.serve.record import StepRecord, Usage
 from moesaic.serve.requests import Request
 from moesaic.serve.runner import Runner
+from moesaic.serve.sampling import check_vocabulary
 from moesaic.serve.scheduler import Limits, Scheduler
 from moesaic.serve.step_plan import Event, FinishReason, StepPlan, StepResult, TokenNote
 from moesaic.serve.step_time import StepTime
 
 RECORDS = 600
+_LOGGER = logging.getLogger(__name__)
 STALL_S, STALL_RATIO = 5.0, 10.0  # without a step while there is work: so long, or so many times what was expected
 
 
@@ -95,12 +102,13 @@ class Engine:
         blocks = min(s.kv_memory // block, most)
         if blocks < 1:
             raise ServeError(f"{s.kv_memory} bytes do not hold a block of keys and values; give at least {block}")
-        decoder = TorchDecoder(model.model, blocks, s.block_size, s.batch_invariant)
-        self.runner = Runner(decoder)
+        self.runner = Runner(_decoder(model.model, blocks, s, config.context), _draft(model, blocks, s))
+        self.gain = Gain(s.draft_length) if s.draft is not None else None
         self.times = StepTime(config.n_experts, config.top_k)
         limits = Limits(s.max_token_latency_s, s.max_running, s.max_waiting, s.max_positions)
         pool = BlockPool(blocks, s.block_size, s.prefix_cache)
-        self.scheduler = Scheduler(pool, limits, self.times, config.context)
+        draft_length = self.gain.length if self.gain is not None else lambda batch: 0
+        self.scheduler = Scheduler(pool, limits, self.times, config.context, draft_length)
         self.observers: list[Callable[[StepRecord], None]] = []
         self.timeline: list[tuple[str, float]] = [("pages and kernels", time.perf_counter() - began)]
         self._work = threading.Condition()
@@ -123,6 +131,7 @@ class Engine:
             "parameters": sum(p.numel() for p in model.parameters()),
             "dtype": str(model.compute_dtype).removeprefix("torch."),
             "kernels": self.runner.decoder.name,
+            "draft": None if self.runner.draft is None else self.runner.draft.name,
             "context": self.scheduler.room,
             "blocks": pool.size,
             "block_size": pool.block_size,
@@ -151,6 +160,7 @@ class Engine:
         """
         if wrong := [t for t in prompt if not 0 <= t < self.model.model.config.vocab_size]:
             raise ServeError(f"token {wrong[0]} is not in the vocabulary; use the model's own tokenizer")
+        check_vocabulary(options, self.model.model.config.vocab_size)
         with self._work:
             if self._failure is not None or self._closing:
                 raise OverloadedError(self._failure or "the engine is closed; start it again")
@@ -244,8 +254,8 @@ class Engine:
             while (plan := self._next()) is not None:
                 self._commit(plan, self.runner.run(plan))
         except Exception as error:  # whatever it is, nobody may wait for ever
+            _LOGGER.exception("the engine failed")
             self._fail(f"the engine failed: {type(error).__name__}: {error}")
-            raise
 
     def _next(self) -> StepPlan | None:
         """The next step, waited for; None when the engine closes."""
@@ -255,6 +265,7 @@ class Engine:
                 plan = None if gone else self.scheduler.plan()
                 if plan is not None:
                     self._flying = plan
+                    self._note_beginnings(plan)
                     return plan
                 if not gone:
                     if self._closing:
@@ -263,17 +274,34 @@ class Engine:
             for request, reason in gone:
                 self._finish(request, reason)
 
+    def _note_beginnings(self, plan: StepPlan) -> None:
+        now = time.monotonic()
+        for work in plan.work:
+            answer = self._answers.get(work.request)
+            if answer is not None and answer.usage.started is None:
+                answer.usage.started = now
+
     def _commit(self, plan: StepPlan, result: StepResult) -> None:
         with self._work:
             self._flying, now = None, time.monotonic()
             self._moved = now
             events = self.scheduler.commit(result)
+            self._learn_gain(plan, result)
             record = self._record(plan, result)
             self._records.append(record)
         for event in events:
             self._deliver(event, now)
         for observer in self.observers:
             observer(record)
+
+    def _learn_gain(self, plan: StepPlan, result: StepResult) -> None:
+        """Steps that computed prompts too say nothing of drafts."""
+        if self.gain is None or any(not w.sample or len(w.tokens) > 1 for w in plan.work):
+            return
+        batch = len(plan.work)
+        drafted = round(sum(o.drafted for o in result.outcomes) / batch)
+        tokens = sum(len(o.tokens) for o in result.outcomes) / batch
+        self.gain.learn(batch, drafted, tokens, result.seconds)
 
     def _deliver(self, event: Event, now: float) -> None:
         answer = self._answers.get(event.request)
@@ -328,3 +356,31 @@ class Engine:
             lenient=sum(n.lenient for n in notes),
             experts=result.experts,
         )
+
+
+def _decoder(model: Transformer, blocks: int, settings: EngineSettings, context: int) -> Decoder:
+    """The native decoder where it is wanted and can be had, else torch. Raises ModelError."""
+    why = "as asked"
+    if settings.kernels != "torch":
+        why = uncovered(model) or (f"blocks of {settings.block_size}" if settings.block_size != BLOCK_SIZE else "")
+        if not why:
+            library = open_library()
+            if not isinstance(library, str):
+                return NativeDecoder(model, library, blocks, context, torch.get_num_threads())
+            why = library
+        if settings.kernels == "native":
+            raise ModelError(f"no native kernels here ({why}); use --kernels torch, or install a C++ compiler")
+    return TorchDecoder(model, blocks, settings.block_size, settings.batch_invariant, why)
+
+
+def _draft(model: LocalModel, blocks: int, settings: EngineSettings) -> Draft | None:
+    """What guesses. Raises ModelError for a draft that does not share the tokenizer."""
+    if settings.draft is None:
+        return None
+    if settings.draft == "lookup":
+        return Lookup()
+    small = LocalModel(settings.draft)
+    sizes = {m.model.config.vocab_size for m in (model, small)}
+    if len(sizes) > 1 or not small.tokenizer.shares_tokens(model.tokenizer):
+        raise ModelError(f"{settings.draft} has another tokenizer than {model.folder}; a draft must share it")
+    return ModelDraft(_decoder(small.model, blocks, settings, model.model.config.context), small.folder.name)

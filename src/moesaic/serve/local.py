@@ -55,8 +55,8 @@ class LocalModel:
         """`model`: other weights than the folder's, with its tokenizer."""
         self.folder = find_model(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with device:
-            found = load_model(self.folder, dtype=dtype) if model is None else model
+        # Not by `with device`: under it torch copies what is mapped number by number.
+        found = load_model(self.folder, dtype=dtype, device=device) if model is None else model
         self.model = found.requires_grad_(False)
         self.tokenizer = Tokenizer.load(self.folder)
         vocab_size = self.model.config.vocab_size

@@ -45,6 +45,8 @@ class Usage:
     shift: float = 0.0
     """Sum over tokens; divide by `completion_tokens` for the mean."""
     arrived: float = 0.0
+    started: float | None = None
+    """When its first step began."""
     first_token: float | None = None
     ended: float | None = None
     token_times: list[float] = field(default_factory=list)

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from moesaic.model.kernels.reference import RowKernels
 
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 SIGNATURES = {  # p pointer, f float, n size; each ends with the number of threads
     "rms_norm": "ppfppnn",
     "rms_norm_backward": "ppppppnn",
@@ -137,39 +138,40 @@ def _plain(dtype: torch.dtype, *tensors: Tensor) -> bool:
     return _is(dtype, *tensors) and all(t.is_contiguous() for t in tensors)
 
 
-def build(cache: Path | None = None) -> ctypes.CDLL | str:
-    """The compiled library, or in a few words why there is none."""
+def build(name: str = "rows", headers: Sequence[str] = (), cache: Path | None = None) -> ctypes.CDLL | str:
+    """The library compiled from `name`.cpp and its `headers`, or in a few words why there is none."""
     found = [path for name in COMPILERS if (path := shutil.which(name))]
-    source = resources.files(__package__).joinpath("rows.cpp").read_bytes()
+    files = {file: resources.files(__package__).joinpath(file).read_bytes() for file in (f"{name}.cpp", *headers)}
     why = "no C++ compiler"
     for compiler in found:
-        identity = [source, " ".join(FLAGS).encode(), compiler.encode(), _cpu().encode()]
-        name = f"rows-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
+        identity = [*files.values(), " ".join(FLAGS).encode(), compiler.encode(), _cpu().encode()]
+        library = f"{name}-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
         try:
-            target = (cache or Path.home() / ".cache" / "moesaic") / name
+            target = (cache or Path.home() / ".cache" / "moesaic") / library
             if not target.exists():
-                _compile(compiler, source, target)
+                _compile(compiler, files, target)
             try:
                 return ctypes.CDLL(str(target))
             except OSError:  # cut short by a crash, perhaps: once more
-                _compile(compiler, source, target)
+                _compile(compiler, files, target)
                 return ctypes.CDLL(str(target))
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             why = f"{Path(compiler).name}: {error}"
     return why
 
 
-def _compile(compiler: str, source: bytes, target: Path) -> None:
-    """Write the library whole or not at all. Raises OSError or SubprocessError."""
+def _compile(compiler: str, files: Mapping[str, bytes], target: Path) -> None:
+    """Write the library whole or not at all, from the first of `files`. Raises OSError or SubprocessError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        (Path(scratch) / "rows.cpp").write_bytes(source)
-        command = [compiler, *FLAGS, "-o", "rows.so", "rows.cpp"]
+        for file, source in files.items():
+            (Path(scratch) / file).write_bytes(source)
+        command = [compiler, *FLAGS, "-o", "library.so", next(iter(files))]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=120, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
             raise subprocess.SubprocessError(lines[-1])
-        (Path(scratch) / "rows.so").replace(target)
+        (Path(scratch) / "library.so").replace(target)
 
 
 def _cpu() -> str:
