@@ -5,7 +5,7 @@
 One stream: a prompt of 128 tokens, 256 new ones; decoding alone, and with the prompt. Many: the 64 requests of
 benchmarks/data/serve_requests.jsonl, all at t = 0; their output tokens over the time to the last one, prompts included.
 Greedy, texts never end early. Each engine has an environment of its own (`make peers`) and each measurement a fresh
-process. The first round tries every setting of benchmarks/serving/engines.py; later rounds repeat the best of each
+process. The first round tries every setting of benchmarks/serve_kit/engines.py; later rounds repeat the best of each
 engine, the engines in turn. Medians over rounds. The roofline is made of rates measured between the rounds.
 """
 
@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 from machine import describe, keep
-from serving import check, reference, roofline, workload
-from serving.engines import ENGINES, NOT_MEASURED, Engine, Kind, Trial
+from serve_kit import check, reference, roofline, workload
+from serve_kit.engines import ENGINES, NOT_MEASURED, Engine, Kind, Trial
 
 from moesaic.interop import load_model
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe, keep
-from serving import workload
+from serve_kit import workload
 
 from moesaic.serve.blocks import BlockPool
 from moesaic.serve.requests import Request

@@ -1,6 +1,6 @@
 """The model that every engine serves: random weights of a stated seed, as a Hugging Face folder and as GGUF.
 
-    python -m serving.reference FOLDER        (with benchmarks/ on PYTHONPATH)
+    python -m serve_kit.reference FOLDER        (with benchmarks/ on PYTHONPATH)
 
 The speed of an engine does not depend on what the weights are, as long as experts share the load and answers do not
 repeat one token. Nor does the tokenizer matter, as prompts are token ids; it has 32,000 entries because engines refuse

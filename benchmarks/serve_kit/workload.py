@@ -1,6 +1,6 @@
 """The requests: one committed file of seeds and lengths, and the rule that makes token ids of them.
 
-    python -m serving.workload        writes benchmarks/data/serve_requests.jsonl again
+    python -m serve_kit.workload        writes benchmarks/data/serve_requests.jsonl again
 
 Each line is `{"seed": .., "input": .., "output": ..}`. The prompt of a line is `input` numbers of
 `random.Random(seed).randrange(FIRST, vocabulary)`, one after the other: the same in every Python, ours and a peer's.

@@ -14,7 +14,7 @@ import torch
 
 from moesaic.model import gemm_peak
 from moesaic.recipe import Model
-from serving.workload import Ask
+from serve_kit.workload import Ask
 
 READ_BYTES = 2 << 30
 WEIGHT = VALUE = 2  # bytes of bf16
