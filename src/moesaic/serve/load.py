@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 
 from moesaic.errors import ServeError
 from moesaic.serve.latency import Timing
@@ -104,10 +104,10 @@ async def run_load(
     Failures are told in the timings. Raises ServeError when nothing listens there.
     """
     headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     gate = asyncio.Semaphore(max_concurrency or len(asks))
-    async with httpx.AsyncClient(
-        base_url=target.url, headers=headers, limits=limits, timeout=httpx.Timeout(None, connect=CONNECT_S)
+    async with httpx2.AsyncClient(
+        base_url=target.url, headers=headers, limits=limits, timeout=httpx2.Timeout(None, connect=CONNECT_S)
     ) as client:
         await reachable(client)
         done, begin = 0, time.perf_counter()
@@ -125,13 +125,13 @@ async def run_load(
     return timings, max(t.ended for t in timings) - min(t.sent for t in timings)
 
 
-async def reachable(client: httpx.AsyncClient) -> list[str]:
+async def reachable(client: httpx2.AsyncClient) -> list[str]:
     """Names of the models there. Raises ServeError when no OpenAI-compatible server answers."""
     try:
         answer = await client.get("/v1/models", timeout=CONNECT_S)
         answer.raise_for_status()
         return [str(model["id"]) for model in answer.json()["data"]]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise ServeError(
             f"{client.base_url}: no OpenAI-compatible server answers there ({error}); start one, or give its address "
             "without /v1"
@@ -141,14 +141,14 @@ async def reachable(client: httpx.AsyncClient) -> list[str]:
 async def first_model(url: str, api_key: str | None = None) -> str:
     """Name of the first model that a server lists. Raises ServeError."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+    async with httpx2.AsyncClient(base_url=url, headers=headers) as client:
         names = await reachable(client)
     if not names:
         raise ServeError(f"{url} lists no model; name one with --model")
     return names[0]
 
 
-async def _complete(client: httpx.AsyncClient, target: Target, ask: Ask) -> Timing:
+async def _complete(client: httpx2.AsyncClient, target: Target, ask: Ask) -> Timing:
     body: dict[str, Any] = {
         "model": target.model,
         "prompt": ask.prompt,
@@ -179,7 +179,7 @@ async def _complete(client: httpx.AsyncClient, target: Target, ask: Ask) -> Timi
                     if _says_something(event, first=not pieces):
                         pieces.append(now)
                     usage = event.get("usage") or usage
-    except (httpx.HTTPError, ValueError) as failure:
+    except (httpx2.HTTPError, ValueError) as failure:
         error = f"{type(failure).__name__}: {failure}"
     ended = time.perf_counter()
     if error is None and not pieces:
