@@ -1,5 +1,7 @@
 """The real `openai` client: whole answers, streams, answers given up, and errors as its own exceptions."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from openai import APIError, AuthenticationError, BadRequestError, NotFoundError, OpenAI, RateLimitError
 
@@ -110,6 +112,24 @@ def test_a_stop_text_ends_the_answer_and_is_not_in_it(client: OpenAI, server: Se
     assert cut.choices[0].finish_reason == "stop"
     assert cut.usage.completion_tokens < 60
     until(server.idle, "the engine has stopped too")
+
+
+def test_the_engine_does_not_write_on_after_a_stop_text(client: OpenAI, server: Serving) -> None:
+    wanted = {"model": NAME, "prompt": "hello", "temperature": 0, **ON}
+    stop = client.completions.create(**wanted, max_tokens=60).choices[0].text[20:23]
+    before = server.service.totals.steps
+    server.steps.hold()
+    with ThreadPoolExecutor() as pool:
+        cut = pool.submit(client.completions.create, **wanted, max_tokens=200, stop=[stop])
+
+        def ended() -> bool:
+            if server.steps.waiting.is_set():
+                server.steps.allow(1)
+            return cut.done()
+
+        until(ended, "the answer ends")
+        assert cut.result().choices[0].finish_reason == "stop"
+    assert server.service.totals.steps - before < 100
 
 
 def test_stop_tokens_and_ignore_eos(client: OpenAI, server: Serving) -> None:
