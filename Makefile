@@ -8,14 +8,16 @@ POCKET ?= runs/pocket/model
 BIN := $(VENV)/bin
 INSTALL = PYTHON="$(PYTHON)" TORCH="$(TORCH)" scripts/install.sh "$(VENV)"
 PEERS := transformers vllm llama_cpp
+MORE_PEERS := ik_llama_cpp openvino
 
-.PHONY: help demo test peers test-peers lint docs bench clean
+.PHONY: help demo test peers test-peers lint docs bench bench-serve clean
 help:
 	@echo "make demo    the tour: train the pocket system through every stage, then chat with it"
 	@echo "make test    lint, types, floors, tests"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make docs    write the generated pages again"
 	@echo "make bench   speed of training beside transformers, and of reading chats (a quarter of an hour on 2 cores)"
+	@echo "make bench-serve   speed of serving beside five other engines (hours on 2 cores; 8 GB of environments)"
 	@echo "make peers   environments of vLLM, llama.cpp and transformers in .peers (about 4 GB)"
 	@echo "make test-peers   do they compute what we compute? POCKET=FOLDER names a trained pocket model"
 	@echo "make clean   remove caches and builds; runs/, .peers and $(VENV) stay"
@@ -46,6 +48,10 @@ docs: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train_vs_transformers.py --compile
 	$(BIN)/python benchmarks/chat_rows.py
+
+bench-serve: $(PEERS:%=.peers/%/.installed) $(MORE_PEERS:%=.peers/%/.installed) $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/serve_scheduler.py
+	$(BIN)/python benchmarks/serve.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from moesaic import __version__
+from moesaic.commands.bench import bench_app
 from moesaic.commands.data import data_app
 from moesaic.commands.drill import drill
 from moesaic.commands.evaluate import evaluate
@@ -131,6 +132,7 @@ def doctor(as_json: JsonOption = False) -> None:
 app.add_typer(plan_app, name="plan")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 
 @app.command(epilog="Example: moesaic train pocket --run first --set stages.pretrain.tokens=1_000_000")

@@ -35,6 +35,7 @@ def test_the_verbs_are_the_stable_ones() -> None:
     expected = ["chat", "data", "demo", "doctor", "eval", "export", "generate", "import", "recipe", "report", "train"]
     expected += ["upcycle", "plan", "verify", "drill", "serve"]
     expected += [f"plan {verb}" for verb in PLAN_VERBS]
+    expected += ["bench", "bench serve", "bench latency", "bench startup"]
     expected += ["data build", "data inspect", "recipe diff", "recipe init", "recipe schema", "recipe show"]
     assert sorted(" ".join(v) for v in verbs() if v) == sorted(expected)
 
@@ -71,6 +72,15 @@ def test_every_option_is_explained(verb: tuple[str, ...]) -> None:
         (("generate", "x", "--batch", "in.jsonl"), "--batch and --out go together"),
         (("generate", "x", "hi", "--batch", "a", "--out", "b"), "leave PROMPT out"),
         (("report", "/nowhere"), "is not a run folder"),
+        (("bench", "serve", "http://127.0.0.1:9"), "no OpenAI-compatible server answers there"),
+        (("bench", "serve", "http://127.0.0.1:9", "--goodput", "itl:5"), "write metric:milliseconds"),
+        (("bench", "serve", "http://127.0.0.1:9", "--percentile-metrics", "ttfb"), "known are ttft, tpot, itl, e2el"),
+        (("bench", "serve", "http://127.0.0.1:9", "--metric-percentiles", "half"), "numbers from 0 to 100"),
+        (("bench", "serve", "http://127.0.0.1:9", "--request-rate", "0"), "requests a second above 0"),
+        (("bench", "serve", "/nowhere"), "no model in /nowhere"),
+        (("bench", "latency", "/nowhere"), "no model in /nowhere"),
+        (("bench", "startup", "/nowhere"), "no model in /nowhere"),
+        (("bench", "startup", "x", "--num-iters-cold", "0", "--num-iters-warm", "0"), "nothing to measure"),
         (("demo", "--acts", "one"), "--acts one: give numbers"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, tuple) else "",
