@@ -427,6 +427,9 @@ def test_everything_works_from_the_keyboard(visit: Opener, server: Server) -> No
     focused = """() => document.activeElement === document.body
         ? "" : document.activeElement.id || document.activeElement.textContent.trim()"""
     expect(page.locator("#message")).to_be_focused()
+    page.focus("#p-temperature")
+    page.keyboard.type("0")  # so that the answer does not end by itself
+    page.focus("#message")
     page.keyboard.type("two")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("lines")
