@@ -67,8 +67,8 @@ def _padded(batch: int, experts: str = "grouped_mm") -> Trial:
     return Trial({"threads": THREADS, "continuous": False, "attention": "sdpa", "experts": experts, "batch": batch})
 
 
-def _openvino(precision: str, tokens: int, split: bool, kv: str = "bf16") -> Trial:
-    settings = {"threads": THREADS, "precision": precision, "kv_precision": kv, "batched_tokens": tokens}
+def _openvino(tokens: int, split: bool) -> Trial:
+    settings = {"threads": THREADS, "precision": "bf16", "kv_precision": "bf16", "batched_tokens": tokens}
     return Trial(settings | {"split_fuse": split}, "openvino")
 
 
@@ -124,7 +124,7 @@ ENGINES = (
         "openvino-genai",
         "openvino",
         "openvino",
-        (_openvino("bf16", 2048, True), _openvino("bf16", 4096, False), _openvino("f32", 2048, True)),
+        (_openvino(2048, True), _openvino(8192, True), _openvino(4096, False)),
     ),
     Engine(
         "transformers generate_batch",
