@@ -17,7 +17,7 @@ help:
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make docs    write the generated pages again"
 	@echo "make bench   speed of training beside transformers, and of reading chats (a quarter of an hour on 2 cores)"
-	@echo "make bench-serve   speed of serving beside five other engines (hours on 2 cores; 8 GB of environments)"
+	@echo "make bench-serve   speed of serving beside five other engines (two hours on 2 cores; 8 GB of environments)"
 	@echo "make peers   environments of vLLM, llama.cpp and transformers in .peers (about 4 GB)"
 	@echo "make test-peers   do they compute what we compute? POCKET=FOLDER names a trained pocket model"
 	@echo "make clean   remove caches and builds; runs/, .peers and $(VENV) stay"

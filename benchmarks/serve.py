@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from machine import describe, keep
 from serve_kit import check, reference, roofline, workload
-from serve_kit.engines import ENGINES, NOT_MEASURED, Engine, Kind, Trial
+from serve_kit.engines import ENGINES, NOT_MEASURED, THREADS, Engine, Kind, Trial
 
 from moesaic.interop import load_model
 
@@ -89,7 +89,7 @@ def run_driver(found: Measured, folder: Path, peers: Path, plan: Plan) -> None:
     request: dict[str, Any] = {"model": str(files), "settings": dict(found.trial.settings)}
     for kind, runs in (("one", plan.one), ("many", plan.many)):
         request[kind] = [[asdict(a) for a in run] for run in runs] if kind in found.trial.kinds else []
-    env = dict(os.environ)
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # drivers say how many
     if found.engine.peer is not None:
         env.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory() as scratch:
@@ -146,6 +146,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > BUSY:
         print(f"warning: the load average is {load:.1f}; figures of a busy machine are worth little", file=sys.stderr)
+    torch.set_num_threads(THREADS)
     rates = [roofline.measure()]
     for number in range(1 if arguments.quick else arguments.rounds):
         for group in groups.values():

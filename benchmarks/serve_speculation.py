@@ -2,8 +2,9 @@
 
     python benchmarks/serve_speculation.py runs/pocket/model --draft runs/pocket-draft/model [--prompts FILE.jsonl]
 
-Each batch is written twice, without a draft and with one; the engine chooses the draft length of every step. Gain is
-the ratio of tokens a second over the steps that write all answers of the batch and compute no prompt. Promised is what
+Each batch is written without a draft and with one, in turn; the engine chooses the draft length of every step. Gain is
+the ratio of tokens a second over the steps that write all answers of the batch and compute no prompt, in the median of
+the rounds. Promised is what
 a reader of the facts would expect of the lengths K that were used: the tokens of a step, (1 - a^(K+1)) / (1 - a) for
 guesses accepted with probability a, over its cost: the check reads the experts that K+1 tokens of each answer touch,
 E (1 - (1 - k/E)^(batch (K+1))) of E, the draft takes K steps of its own, timed alone.
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--draft-length", type=int, default=4)
     parser.add_argument("--prompts", type=Path, help="JSON lines with `prompt` or `messages`")
     parser.add_argument("--tokens", type=int, default=192, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.8, help="leniency does nothing at 0")
     parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=list(BATCHES))
     parser.add_argument("--name", default="serve_speculation", help="of the file in results/; empty for none")
@@ -142,9 +144,6 @@ def main() -> None:
     for batch in arguments.batches:
         prompts = prompt_ids(model, arguments.prompts, batch)
         options = Options(temperature=arguments.temperature, max_tokens=arguments.tokens, seed=1)
-        with Engine(model, plain) as engine:
-            write(engine, prompts, options)  # warms up
-            off = write(engine, prompts, options)
         draft_s = 0.0
         if draft != "lookup":
             with Engine(load(draft), plain) as engine:
@@ -152,9 +151,13 @@ def main() -> None:
                 draft_s = write(engine, prompts, options).step_s
         for leniency in LENIENCIES:
             lenient = Options(temperature=arguments.temperature, max_tokens=arguments.tokens, seed=1, leniency=leniency)
-            with Engine(model, with_draft) as engine:
-                write(engine, prompts, lenient)  # so that the length has been chosen
-                on = write(engine, prompts, lenient)
+            off, on = [], []
+            with Engine(model, plain) as without, Engine(model, with_draft) as engine:
+                for number in range(1 + arguments.rounds):  # the first warms up, and finds the length
+                    pair = write(without, prompts, options), write(engine, prompts, lenient)
+                    if number:
+                        off.append(pair[0])
+                        on.append(pair[1])
                 why = engine.gain.reason(batch) if engine.gain is not None else ""
             row = _row(model.model.config, batch, leniency, off, on, draft_s) | {"reason": why}
             rows.append(row)
@@ -169,20 +172,27 @@ def main() -> None:
         print(keep(arguments.name, {"machine": describe(), "asked": asked, "rows": rows}))
 
 
-def _row(config: Model, batch: int, leniency: float, off: Run, on: Run, draft_s: float) -> dict[str, float]:
+def _row(
+    config: Model, batch: int, leniency: float, offs: list[Run], ons: list[Run], draft_s: float
+) -> dict[str, float]:
+    off, on = _together(offs), _together(ons)
     accept = acceptance(on, batch)
     return {
         "batch": batch,
         "leniency": leniency,
         "off": off.rate,
         "on": on.rate,
-        "gain": on.rate / off.rate,
+        "gain": statistics.median(b.rate / a.rate for a, b in zip(offs, ons, strict=True)),
         "promised": promised(config, batch, on, accept, off.step_s, draft_s),
         "acceptance": accept,
         "length": sum(r.drafted for r in on.records) / batch / len(on.records),
         "shift": sum(u.shift for u in on.usages) / sum(u.completion_tokens for u in on.usages),
         "lenient": sum(u.lenient for u in on.usages) / sum(u.completion_tokens for u in on.usages),
     }
+
+
+def _together(runs: list[Run]) -> Run:
+    return Run([r for run in runs for r in run.records], [u for run in runs for u in run.usages])
 
 
 if __name__ == "__main__":

