@@ -23,10 +23,11 @@ from typing import Any, Literal
 from machine import describe, keep
 
 from moesaic.recipe import Model
-from moesaic.serve.engine import Delivery, Engine, EngineSettings
+from moesaic.serve.engine import Delivery, Engine
 from moesaic.serve.local import LocalModel, load
 from moesaic.serve.options import Options
 from moesaic.serve.record import StepRecord
+from moesaic.serve.settings import EngineSettings
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 LENIENCIES = (0.0, 0.1, 0.25, 0.5)

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from moesaic.serve.engine import Delivery, Engine, EngineSettings
+from moesaic.serve.engine import Delivery, Engine
 from moesaic.serve.local import LocalModel
 from moesaic.serve.options import Options
+from moesaic.serve.settings import EngineSettings
 
 LIMIT_S = 60.0
 GREEDY = Options(temperature=0, max_tokens=24)

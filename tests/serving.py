@@ -18,8 +18,9 @@ from moesaic.serve.api.app import BODY_LIMIT, make_app, make_service
 from moesaic.serve.api.guard import Guard
 from moesaic.serve.api.server import Server, take_port
 from moesaic.serve.api.totals import Price
-from moesaic.serve.engine import Engine, EngineSettings
+from moesaic.serve.engine import Engine
 from moesaic.serve.local import LocalModel
+from moesaic.serve.settings import EngineSettings
 from moesaic.serve.step_plan import StepPlan, StepResult
 
 NAME = "tiny"

@@ -248,7 +248,7 @@ def test_long_texts_within_the_limit_disturb_nobody(server: Serving) -> None:
 
 
 def test_a_full_queue_says_so(served_model: Any) -> None:
-    from moesaic.serve.engine import EngineSettings
+    from moesaic.serve.settings import EngineSettings
 
     with serving(served_model, EngineSettings(max_running=1, max_waiting=1)) as server, server.client() as client:
         server.steps.hold()

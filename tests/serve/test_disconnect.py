@@ -93,7 +93,7 @@ def test_while_it_waits_behind_others(server: Serving, stream: bool) -> None:
 
 @kinds
 def test_in_the_middle_of_its_prompt(served_model: Any, stream: bool) -> None:
-    from moesaic.serve.engine import EngineSettings
+    from moesaic.serve.settings import EngineSettings
     from serving import serving
 
     with serving(served_model, EngineSettings(max_positions=16)) as server:

@@ -16,9 +16,10 @@ from moesaic.errors import ModelError, OverloadedError, ServeError
 from moesaic.interop import save_model
 from moesaic.model import SamplingSettings, Transformer, generate_tokens, initialise
 from moesaic.recipe import Model
-from moesaic.serve.engine import Delivery, Engine, EngineSettings
+from moesaic.serve.engine import Delivery, Engine
 from moesaic.serve.local import LocalModel
 from moesaic.serve.options import Options
+from moesaic.serve.settings import EngineSettings
 
 CONTEXT = 160
 CONFIG = {

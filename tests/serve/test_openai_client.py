@@ -7,7 +7,7 @@ import pytest
 from openai import APIError, AuthenticationError, BadRequestError, NotFoundError, OpenAI, RateLimitError
 
 from moesaic.serve.api.guard import Guard
-from moesaic.serve.engine import EngineSettings
+from moesaic.serve.settings import EngineSettings
 from serving import CONTEXT, NAME, Serving, serving, until
 
 ON = {"extra_body": {"ignore_eos": True}}  # so that the length is known

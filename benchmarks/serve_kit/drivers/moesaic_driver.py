@@ -8,9 +8,10 @@ import torch
 from protocol import Generate, drive
 
 import moesaic
-from moesaic.serve.engine import Delivery, Engine, EngineSettings
+from moesaic.serve.engine import Delivery, Engine
 from moesaic.serve.local import LocalModel
 from moesaic.serve.options import Options
+from moesaic.serve.settings import EngineSettings
 
 
 def start(model: str, settings: dict[str, Any]) -> tuple[str, Generate]:

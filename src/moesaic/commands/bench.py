@@ -138,9 +138,10 @@ def latency(
     as_json: JsonOption = False,
 ) -> None:
     """Latency of the engine in this process: batches of random prompts, greedy, to their full length."""
-    from moesaic.serve.engine import Engine, EngineSettings
+    from moesaic.serve.engine import Engine
     from moesaic.serve.local import load
     from moesaic.serve.offline import describe, measure_latency
+    from moesaic.serve.settings import EngineSettings
 
     sizes = batch_size or [1]
     opened = load(model)

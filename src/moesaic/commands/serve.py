@@ -79,8 +79,9 @@ def serve(
         raise ServeError(f"no {error.name} here; install the server with: pip install 'moesaic[serve]'") from error
     from contextlib import ExitStack
 
-    from moesaic.serve.engine import Engine, EngineSettings
+    from moesaic.serve.engine import Engine
     from moesaic.serve.local import load
+    from moesaic.serve.settings import EngineSettings
     from moesaic.serve.trace import StepTrace
 
     keys = [] if api_key_file is None else read_keys(api_key_file)

@@ -6,55 +6,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-
-from moesaic.errors import ModelError, OverloadedError, ServeError
-from moesaic.model import Transformer
-from moesaic.model.kernels import KernelChoice
-from moesaic.serve.blocks import BlockPool
-from moesaic.serve.decoder import Decoder, TorchDecoder
-from moesaic.serve.draft import Draft, Lookup, ModelDraft
+from moesaic.errors import OverloadedError, ServeError
+from moesaic.serve.assembly import assemble
+from moesaic.serve.calibrate import calibrate
 from moesaic.serve.gain import Gain
 from moesaic.serve.local import LocalModel
-from moesaic.serve.native import BLOCK_SIZE, NativeDecoder, open_library, uncovered
 from moesaic.serve.options import Options
 from moesaic.serve.record import StepRecord, Usage
 from moesaic.serve.requests import Request
-from moesaic.serve.runner import Runner
 from moesaic.serve.sampling import check_vocabulary
 from moesaic.serve.scheduler import Limits, Scheduler
+from moesaic.serve.settings import EngineSettings
 from moesaic.serve.step_plan import Event, FinishReason, StepPlan, StepResult, TokenNote
 from moesaic.serve.step_time import StepTime
 
 RECORDS = 600
 _LOGGER = logging.getLogger(__name__)
 STALL_S, STALL_RATIO = 5.0, 10.0  # without a step while there is work: so long, or so many times what was expected
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """How to serve. `max_token_latency_s` is the knob; the rest has defaults that fit."""
-
-    max_token_latency_s: float | None = None
-    """Time between two tokens of an answer to stay under; None takes all that fits into a step."""
-    kv_memory: int = 1 << 30
-    """Bytes for keys and values."""
-    block_size: int = 16
-    """Positions in a block."""
-    prefix_cache: bool = True
-    max_running: int = 256
-    max_waiting: int = 1024
-    max_positions: int = 2048
-    """New positions in a step."""
-    draft: Path | Literal["lookup"] | None = None
-    """A smaller model folder that guesses, or the prompt itself."""
-    draft_length: int = 4
-    kernels: KernelChoice = "auto"
-    batch_invariant: bool = False
-    """Answers do not depend, to the bit, on what else is served."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +66,10 @@ class Engine:
         began = time.perf_counter()
         self.model, self.settings = model, settings or EngineSettings()
         s, config = self.settings, model.model.config
-        element = torch.empty(0, dtype=model.model.compute_dtype).element_size()
-        block = 2 * config.n_layers * config.n_kv_heads * config.head_dim * element * s.block_size
-        most = s.max_running * -(-config.context // s.block_size)
-        blocks = min(s.kv_memory // block, most)
-        if blocks < 1:
-            raise ServeError(f"{s.kv_memory} bytes do not hold a block of keys and values; give at least {block}")
-        self.runner = Runner(_decoder(model.model, blocks, s, config.context), _draft(model, blocks, s))
+        self.runner, pool = assemble(model, s)
         self.gain = Gain(s.draft_length) if s.draft is not None else None
         self.times = StepTime(config.n_experts, config.top_k)
         limits = Limits(s.max_token_latency_s, s.max_running, s.max_waiting, s.max_positions)
-        pool = BlockPool(blocks, s.block_size, s.prefix_cache)
         draft_length = self.gain.length if self.gain is not None else lambda batch: 0
         self.scheduler = Scheduler(pool, limits, self.times, config.context, draft_length)
         self.observers: list[Callable[[StepRecord], None]] = []
@@ -141,6 +104,10 @@ class Engine:
 
     def start(self) -> None:
         """Begin to take requests."""
+        began = time.perf_counter()
+        pool = self.scheduler.pool
+        calibrate(self.runner.decoder, self.times, pool.size, pool.block_size, self.scheduler.room)
+        self.timeline.append(("first steps", time.perf_counter() - began))
         self._moved = time.monotonic()
         self._thread.start()
 
@@ -359,31 +326,3 @@ class Engine:
             lenient=sum(n.lenient for n in notes),
             experts=result.experts,
         )
-
-
-def _decoder(model: Transformer, blocks: int, settings: EngineSettings, context: int) -> Decoder:
-    """The native decoder where it is wanted and can be had, else torch. Raises ModelError."""
-    why = "as asked"
-    if settings.kernels != "torch":
-        why = uncovered(model) or (f"blocks of {settings.block_size}" if settings.block_size != BLOCK_SIZE else "")
-        if not why:
-            library = open_library()
-            if not isinstance(library, str):
-                return NativeDecoder(model, library, blocks, context, torch.get_num_threads())
-            why = library
-        if settings.kernels == "native":
-            raise ModelError(f"no native kernels here ({why}); use --kernels torch, or install a C++ compiler")
-    return TorchDecoder(model, blocks, settings.block_size, settings.batch_invariant, why)
-
-
-def _draft(model: LocalModel, blocks: int, settings: EngineSettings) -> Draft | None:
-    """What guesses. Raises ModelError for a draft that does not share the tokenizer."""
-    if settings.draft is None:
-        return None
-    if settings.draft == "lookup":
-        return Lookup()
-    small = LocalModel(settings.draft)
-    sizes = {m.model.config.vocab_size for m in (model, small)}
-    if len(sizes) > 1 or not small.tokenizer.shares_tokens(model.tokenizer):
-        raise ModelError(f"{settings.draft} has another tokenizer than {model.folder}; a draft must share it")
-    return ModelDraft(_decoder(small.model, blocks, settings, model.model.config.context), small.folder.name)

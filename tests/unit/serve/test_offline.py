@@ -3,9 +3,10 @@
 import pytest
 
 from moesaic.errors import ServeError
-from moesaic.serve.engine import Engine, EngineSettings
+from moesaic.serve.engine import Engine
 from moesaic.serve.local import LocalModel
 from moesaic.serve.offline import describe, measure_latency, run_batch
+from moesaic.serve.settings import EngineSettings
 from moesaic.serve.startup import STAGES, measure_startup
 from moesaic.serve.startup import describe as describe_startup
 
