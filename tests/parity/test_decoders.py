@@ -17,7 +17,7 @@ from moesaic.model.transformer import initialise
 from moesaic.recipe import Model
 from moesaic.serve.batch import StepBatch
 from moesaic.serve.decoder import Decoder, TorchDecoder
-from moesaic.serve.native import BLOCK_SIZE, NativeDecoder, open_library, packed, uncovered
+from moesaic.serve.native import BLOCK_SIZE, NativeDecoder, Packer, open_library, uncovered
 from moesaic.serve.step_plan import Work
 
 LENGTHS = (37, 5, 64, 21)
@@ -170,14 +170,24 @@ def test_counts_are_those_of_the_rows() -> None:
 
 
 def test_packing_keeps_every_weight() -> None:
+    library = open_library()
+    assert not isinstance(library, str)
+    pack = Packer(library, threads=2)
     w_NK = torch.arange(70 * 6, dtype=torch.float32).view(70, 6)
-    fp32, bf16 = packed(w_NK, torch.float32), packed(w_NK, torch.bfloat16)
+    fp32, bf16 = pack.columns(w_NK, torch.float32), pack.columns(w_NK, torch.bfloat16)
     assert fp32.shape == (3, 6, 32, 1)
     assert bf16.shape == (3, 3, 32, 2)
     for n in (0, 31, 32, 69):
         assert torch.equal(fp32[n // 32, :, n % 32, 0], w_NK[n])
         assert torch.equal(bf16[n // 32, :, n % 32].flatten(), w_NK[n].bfloat16())
     assert not fp32[2, :, 70 - 64 :].any()
+    w_E2FD = torch.arange(3 * 2 * 32 * 4, dtype=torch.float32).view(3, 2, 32, 4)
+    gated = pack.gated(w_E2FD, torch.float32)
+    assert gated.shape == (6, 4, 32, 1)
+    for e, f in ((0, 0), (1, 15), (2, 16), (2, 31)):
+        panel = gated[2 * e + f // 16, :, :, 0]
+        assert torch.equal(panel[:, f % 16], w_E2FD[e, 0, f])
+        assert torch.equal(panel[:, 16 + f % 16], w_E2FD[e, 1, f])
 
 
 @pytest.mark.parametrize(

@@ -82,19 +82,34 @@ def uncovered(model: Transformer) -> str | None:
     return next((what for what, is_so in wrong.items() if is_so), None)
 
 
-def packed(w_NK: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[N, K] -> [N / 32, K / pair, 32, pair]`, zeros after the last column; pair is 2 in bf16 and 1 in fp32."""
-    columns, inner = w_NK.shape
-    pair = 2 if dtype == torch.bfloat16 else 1
-    whole = F.pad(w_NK.to(dtype), (0, 0, 0, -columns % PANEL))
-    return whole.view(-1, PANEL, inner // pair, pair).transpose(1, 2).contiguous()
+class Packer:
+    """Lays weights out as products read them: `[N / 32, K / pair, 32, pair]`, pair 2 in bf16 and 1 in fp32."""
 
+    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        self._threads = threads
+        self._functions = {torch.bfloat16: library.pack_bf16, torch.float32: library.pack_fp32}
+        for function in self._functions.values():
+            function.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_void_p, ctypes.c_int)
+            function.restype = None
 
-def packed_up(w_E2FD: Tensor, dtype: torch.dtype) -> Tensor:
-    """Gate and value weights, 16 columns of each in turn, packed: a panel gives 16 gates and their values."""
-    experts, _, inner, width = w_E2FD.shape
-    turns = w_E2FD.view(experts, 2, inner // LANES, LANES, width).transpose(1, 2)
-    return packed(turns.reshape(-1, width), dtype)
+    def columns(self, w_NK: Tensor, dtype: torch.dtype) -> Tensor:
+        """In their order; zeros after the last."""
+        n = len(w_NK)
+        return self._pack(w_NK, np.r_[np.arange(n), np.full(-n % PANEL, -1)], dtype)
+
+    def gated(self, w_E2FD: Tensor, dtype: torch.dtype) -> Tensor:
+        """16 gates, then their 16 values, and so on: a panel gives 16 gated outputs."""
+        experts, _, inner, width = w_E2FD.shape
+        rows = np.arange(experts * 2 * inner).reshape(experts, 2, inner // LANES, LANES).swapaxes(1, 2)
+        return self._pack(w_E2FD.reshape(-1, width), rows.ravel(), dtype)
+
+    def _pack(self, w_NK: Tensor, rows: NDArray[np.int64], dtype: torch.dtype) -> Tensor:
+        w_NK = w_NK.detach().to(dtype).contiguous()
+        inner, pair = w_NK.shape[1], 2 if dtype == torch.bfloat16 else 1
+        out = torch.empty(len(rows) // PANEL, inner // pair, PANEL, pair, dtype=dtype)
+        rows = np.ascontiguousarray(rows, dtype=np.int64)
+        self._functions[dtype](w_NK.data_ptr(), rows.ctypes.data, len(out), inner, out.data_ptr(), self._threads)
+        return out
 
 
 class NativeDecoder:
@@ -112,16 +127,17 @@ class NativeDecoder:
         self._width = -(-context // BLOCK_SIZE)
         self._sparse = [n for n in range(config.n_layers) if config.experts_of(n) > 1]
         page = blocks * config.n_kv_heads * BLOCK_SIZE * config.head_dim
+        pack = Packer(library, threads)
         layers = (_Layer * config.n_layers)()
         for n, layer in enumerate(model.layers):
-            layers[n] = self._layer(cast(Block, layer), page)
+            layers[n] = self._layer(cast(Block, layer), page, pack)
         cosine, sine = rotary_table(torch.arange(context), config, torch.float32)
         embedding = model.embedding.to(self.dtype)
         self._layers = layers
         self._model = _Model(
             config.n_layers, config.d_model, config.n_heads, config.n_kv_heads, config.head_dim, config.top_k,
             config.vocab_size, config.window or 0, config.norm_eps, config.clip_qkv or 0.0, config.norm_top_k, threads,
-            ctypes.addressof(layers), self._keep(embedding), self._keep(packed(model.head_weight, self.dtype)),
+            ctypes.addressof(layers), self._keep(embedding), self._keep(pack.columns(model.head_weight, self.dtype)),
             self._float(model.norm.weight), self._keep(cosine), self._keep(sine),
         )  # fmt: skip
         self._scratch(threads)
@@ -135,21 +151,21 @@ class NativeDecoder:
     def _float(self, tensor: Tensor | None) -> int | None:
         return None if tensor is None else self._keep(F.pad(tensor.float(), (0, -tensor.numel() % PANEL)))
 
-    def _layer(self, layer: Block, page: int) -> Structure:
+    def _layer(self, layer: Block, page: int, pack: Packer) -> Structure:
         attention, experts, router = layer.attention, layer.experts, layer.router
         w_qkv = torch.cat((attention.wq, attention.wk, attention.wv))
         b_qkv = None
         if attention.bq is not None and attention.bk is not None and attention.bv is not None:
             b_qkv = torch.cat((attention.bq, attention.bk, attention.bv))
         count, _, inner, _ = experts.w_in.shape
-        down = packed(experts.w_out.reshape(-1, inner), self.dtype)
+        down = pack.columns(experts.w_out.reshape(-1, inner), self.dtype)
         norms = [None if norm is None else norm.weight for norm in (attention.q_norm, attention.k_norm)]
         return _Layer(
             self._float(layer.attention_norm.weight), self._float(layer.experts_norm.weight),
             self._float(norms[0]), self._float(norms[1]), self._float(b_qkv), self._float(attention.bo),
-            self._keep(packed(w_qkv, self.dtype)), self._keep(packed(attention.wo, self.dtype)),
-            None if router is None else self._keep(packed(router.weight, torch.float32)),
-            self._keep(packed_up(experts.w_in, self.dtype)), self._keep(down),
+            self._keep(pack.columns(w_qkv, self.dtype)), self._keep(pack.columns(attention.wo, self.dtype)),
+            None if router is None else self._keep(pack.columns(router.weight, torch.float32)),
+            self._keep(pack.gated(experts.w_in, self.dtype)), self._keep(down),
             self._keep(torch.zeros(page, dtype=self.dtype)), self._keep(torch.zeros(page, dtype=self.dtype)),
             count, inner,
         )  # fmt: skip

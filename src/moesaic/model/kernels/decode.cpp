@@ -407,9 +407,28 @@ void step(const Model& model, const Step& s) {
     for (int thread = 0; thread < model.threads; thread++) decoder.run(thread);
 }
 
+// Panels of the rows of w [*, K] that `rows` names, 32 a panel; -1 is a row of zeros.
+template <class F>
+void pack(const typename F::T* w, const Int* rows, Int panels, Int K, typename F::T* out, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (Int p = 0; p < panels; p++)
+        for (Int k = 0; k < K; k += F::PAIR)
+            for (Int column = 0; column < PANEL; column++)
+                for (Int i = 0; i < F::PAIR; i++) {
+                    Int row = rows[p * PANEL + column];
+                    out[p * PANEL * K + k * PANEL + column * F::PAIR + i] = row < 0 ? 0 : w[row * K + k + i];
+                }
+}
+
 }  // namespace
 
 extern "C" {
+void pack_bf16(const void* w, const Int* rows, Int panels, Int K, void* out, int threads) {
+    pack<Bf16>(static_cast<const uint16_t*>(w), rows, panels, K, static_cast<uint16_t*>(out), threads);
+}
+void pack_fp32(const void* w, const Int* rows, Int panels, Int K, void* out, int threads) {
+    pack<Fp32>(static_cast<const float*>(w), rows, panels, K, static_cast<float*>(out), threads);
+}
 void step_bf16(const Model* model, const Step* s) { step<Bf16>(*model, *s); }
 void step_fp32(const Model* model, const Step* s) { step<Fp32>(*model, *s); }
 }
