@@ -175,6 +175,7 @@ def _first_of(trials: tuple[Trial, ...], quick: bool) -> list[Trial]:
 
 def report(groups: dict[str, list[Measured]], plan: Plan, machine: roofline.Machine, folder: Path) -> dict[str, Any]:
     """Print the tables; what is kept."""
+    torch.set_num_threads(1)  # judging is not timed, and two threads would wait for one another on a busy machine
     exact = load_model(folder, dtype=torch.float32).requires_grad_(False)
     config = reference.CONFIG
     tops = {}
