@@ -24,7 +24,7 @@ from moesaic.serve.step_plan import StepPlan, StepResult
 
 NAME = "tiny"
 CONTEXT = 256
-WAIT_S = 20.0  # for what must happen; only a failure takes so long
+WAIT_S = 60.0  # for what must happen; only a failure takes so long
 
 
 def make_model(home: Path) -> Path:

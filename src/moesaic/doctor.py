@@ -22,6 +22,7 @@ from moesaic.train.machine import cpu_has_bf16
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 EXTRAS = {
     "train": ("datasketch", "jinja2", "safetensors", "tokenizers"),
+    "serve": ("fastapi", "httptools", "prometheus_client", "uvicorn"),
     "parquet": ("pyarrow",),
     "hf": ("datasets",),
     "tensorboard": ("tensorboard",),

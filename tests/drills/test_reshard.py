@@ -176,3 +176,14 @@ def test_a_stage_that_trains_one_weight_goes_on_with_a_rank_that_trains_nothing(
             assert abs(found[name] - weight).max() < TOLERANCE
         else:
             assert np.array_equal(found[name], weight), name
+
+
+def test_stages_of_two_precisions_train_alike_whether_replicas_divide_weights_or_not(
+    tiny_recipe: Recipe, home: Path
+) -> None:
+    """One engine serves all stages, and gathers experts in a type that does for each."""
+    tree = recipe(tiny_recipe, tokens=4_000, precision="bf16")
+    tree["stages"].append(tree["stages"][0] | {"name": "exact", "precision": "fp32"})
+    undivided, divided = (in_layouts(tree, home, f"zero{z}", [({"dp": 2, "zero": z}, None)])[0] for z in (0, 1))
+    assert len(losses(divided)) > 12
+    close(divided, undivided)

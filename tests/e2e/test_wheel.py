@@ -73,8 +73,7 @@ def test_the_wheel_holds_every_file_that_is_not_code(installed: Path, tmp_path: 
     program = "import moesaic; print(moesaic.__path__[0])"
     package = Path(run(installed / "python", "-c", program, folder=tmp_path).strip())
     source = ROOT / "src" / "moesaic"
-    data = [
-        p.relative_to(source) for p in source.rglob("*") if p.suffix in {".html", ".xz", ".typed", ".jinja", ".cpp"}
-    ]
+    kinds = {".html", ".css", ".js", ".svg", ".xz", ".typed", ".jinja", ".cpp", ".h"}
+    data = [p.relative_to(source) for p in source.rglob("*") if p.suffix in kinds]
     assert data
     assert all((package / name).is_file() for name in data)

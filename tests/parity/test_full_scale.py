@@ -12,6 +12,7 @@ from moesaic.plan import train_plan
 from moesaic.recipe import Recipe, read_recipe
 
 FP32 = 4
+EXPERTS = 8 * 3 * 10_752 * 28_672  # parameters of a stage of gpt4: one of each layer, gathered in bf16
 
 
 def recipe_of(name: str, **layout: int | str) -> Recipe:
@@ -74,7 +75,17 @@ def test_all_that_differs_is_rows_that_do_not_divide(gpt4: list[Row]) -> None:
     assert middle.weight_bytes == (2 * whole, 2 * whole)
     assert middle.gradient_bytes == (FP32 * whole, FP32 * whole)
     assert middle.optimizer_bytes[0] == 3 * FP32 * fullest
-    assert middle.trainer_bytes == 3 * FP32 * fullest + 2 * FP32 * whole
+    assert middle.trainer_bytes == 3 * FP32 * fullest + 2 * FP32 * whole - 2 * EXPERTS
+
+
+def test_experts_that_no_other_rank_holds_are_their_own_masters() -> None:
+    recipe = recipe_of("node")
+    assert recipe.layout.edp == 1
+    (row,) = check_scale(recipe, ranks=[0])
+    m = recipe.model
+    experts = m.n_layers * m.n_experts // recipe.layout.ep * 3 * m.d_ff * m.d_model
+    dense = row.parameters[0] - experts
+    assert row.trainer_bytes == row.optimizer_bytes[0] + row.gradient_bytes[0] + FP32 * dense
 
 
 @pytest.mark.parametrize(
@@ -105,7 +116,7 @@ def test_zero_three_over_a_pipeline_holds_a_stage_whole() -> None:
     (middle,) = check_scale(recipe, ranks=[7 * 208 * 8])
     assert middle.weight_bytes[0] == 2 * whole > 50 * middle.weight_bytes[1]
     assert middle.gradient_bytes[0] == FP32 * whole > 50 * middle.gradient_bytes[1]
-    assert middle.trainer_bytes == 3 * FP32 * fullest + 2 * FP32 * whole
+    assert middle.trainer_bytes == 3 * FP32 * fullest + 2 * FP32 * whole - 2 * EXPERTS
     assert "held-whole" in table([middle])
 
 

@@ -1,6 +1,7 @@
 """Whatever is sent, the answer is an error in OpenAI's shape with the right status, and nobody else notices."""
 
 import json
+import re
 import socket
 from typing import Any
 
@@ -206,12 +207,28 @@ def test_bodies_that_are_too_large_are_refused_and_not_kept(server: Serving) -> 
 
 def test_a_client_that_waits_for_leave_is_told_before_it_sends(server: Serving) -> None:
     host, port = server.address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as raw:
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
         raw.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: 10000000\r\nExpect: 100-continue\r\n\r\n"
         )
         assert raw.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moesaic.serve.api.gate.BODY_S", 0.2)
+    monkeypatch.setattr("moesaic.serve.api.gate.DISCARDED_S", 0.2)
+    host, port = server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
+        raw.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100\r\n\r\n{"
+        )
+        received = b""
+        while more := raw.recv(4096):  # up to the end of the connection
+            received += more
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b'"code": "timeout"' in received
 
 
 def test_the_largest_body_is_a_setting(served_model: Any) -> None:
@@ -238,6 +255,7 @@ def test_a_full_queue_says_so(served_model: Any) -> None:
         reply = client.post("/v1/completions", json=TEXT | {"n": 5, "prompt": ["a"]})
         error = refusal(reply, 429)
         assert error["code"] == "overloaded"
+        assert re.search("waiting, which is the limit.* should end in about [0-9]+ s", error["message"])
         assert int(reply.headers["retry-after"]) >= 1
         server.steps.release()
         still_answers(server)

@@ -3,14 +3,14 @@
 import queue
 import random
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from engines import GREEDY, LIMIT_S, answers, engine
 from moesaic.data import train_tokenizer
 from moesaic.errors import ModelError, OverloadedError, ServeError
 from moesaic.interop import save_model
@@ -20,7 +20,6 @@ from moesaic.serve.engine import Delivery, Engine, EngineSettings
 from moesaic.serve.local import LocalModel
 from moesaic.serve.options import Options
 
-LIMIT_S = 60.0
 CONTEXT = 160
 CONFIG = {
     "vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 1, "head_dim": 16, "d_ff": 32,
@@ -57,35 +56,6 @@ def prompts(count: int = 12, longest: int = 60) -> list[list[int]]:
 
 
 PROMPTS = prompts()
-GREEDY = Options(temperature=0, max_tokens=24)
-
-
-def answers(
-    engine: Engine, asked: Sequence[Sequence[int]], options: Options = GREEDY, alone: bool = True
-) -> list[list[int]]:
-    """All at once; with nobody else there, the scheduler's invariants hold afterwards and nothing is left."""
-    box: queue.Queue[Delivery] = queue.Queue()
-    numbers = [engine.submit(p, options, box.put) for p in asked]
-    found: dict[int, list[int]] = {n: [] for n in numbers}
-    left = set(numbers)
-    while left:
-        delivery = box.get(timeout=LIMIT_S)
-        found[delivery.request] += delivery.tokens
-        if delivery.finish is not None:
-            assert delivery.usage is not None
-            assert delivery.usage.completion_tokens == len(found[delivery.request])
-            left.remove(delivery.request)
-    if alone:
-        engine.scheduler.check()
-        assert engine.scheduler.idle
-        assert engine.scheduler.pool.free == engine.scheduler.pool.size
-    return [found[n] for n in numbers]
-
-
-@contextmanager
-def engine(path: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Iterator[Engine]:
-    with Engine(LocalModel(path, dtype=dtype), EngineSettings(**settings)) as made:
-        yield made
 
 
 def reference(path: Path, asked: Sequence[Sequence[int]]) -> list[list[int]]:

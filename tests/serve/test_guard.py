@@ -112,6 +112,10 @@ def test_what_is_open_without_a_key(served_model: Path, caplog: pytest.LogCaptur
             reply = client.post(path, content=b"{")  # the key comes before the body
             assert reply.status_code == 401
             assert reply.headers["www-authenticate"] == "Bearer"
+        for path, calls in server.app.openapi()["paths"].items():
+            for method in calls:
+                open_to_all = path in ("/health", "/ready")
+                assert (client.request(method, path.format(name=NAME)).status_code == 200) == open_to_all, path
         with server.client("right") as known:
             assert known.get("/live").status_code == 200
             body = {"model": NAME, "prompt": "hello", "max_tokens": 2}

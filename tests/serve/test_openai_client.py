@@ -1,17 +1,22 @@
 """The real `openai` client: whole answers, streams, answers given up, and errors as its own exceptions."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 from openai import APIError, AuthenticationError, BadRequestError, NotFoundError, OpenAI, RateLimitError
 
 from moesaic.serve.api.guard import Guard
+from moesaic.serve.engine import EngineSettings
 from serving import CONTEXT, NAME, Serving, serving, until
 
+ON = {"extra_body": {"ignore_eos": True}}  # so that the length is known
 MESSAGES = [{"role": "user", "content": "hello there"}]
 
 
 @pytest.fixture
 def client(server: Serving) -> OpenAI:
-    return OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=20)
+    return OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=60)
 
 
 def test_a_whole_chat(client: OpenAI, server: Serving) -> None:
@@ -34,7 +39,7 @@ def test_a_whole_chat(client: OpenAI, server: Serving) -> None:
 
 
 def test_a_stream_says_the_same_as_the_whole_answer(client: OpenAI) -> None:
-    wanted = {"model": NAME, "messages": MESSAGES, "max_tokens": 30, "seed": 5, "temperature": 0.8}
+    wanted = {"model": NAME, "messages": MESSAGES, "max_tokens": 30, "seed": 5, "temperature": 0.8, **ON}
     whole = client.chat.completions.create(**wanted)
     chunks = list(client.chat.completions.create(**wanted, stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -69,7 +74,7 @@ def test_completions_of_text_lists_and_token_ids(client: OpenAI, server: Serving
 
 
 def test_several_answers_have_seeds_that_count_up(client: OpenAI) -> None:
-    wanted = {"model": NAME, "messages": MESSAGES, "max_tokens": 12, "temperature": 1.0}
+    wanted = {"model": NAME, "messages": MESSAGES, "max_tokens": 12, "temperature": 1.0, **ON}
     three = client.chat.completions.create(**wanted, n=3, seed=7)
     alone = [client.chat.completions.create(**wanted, seed=7 + i).choices[0].message.content for i in range(3)]
     assert [c.message.content for c in three.choices] == alone
@@ -79,7 +84,7 @@ def test_several_answers_have_seeds_that_count_up(client: OpenAI) -> None:
 
 
 def test_without_a_seed_answers_differ(client: OpenAI) -> None:
-    wanted = {"model": NAME, "messages": MESSAGES, "max_tokens": 12, "temperature": 1.0}
+    wanted = {"model": NAME, "messages": MESSAGES, "max_tokens": 12, "temperature": 1.0, **ON}
     answers = {client.chat.completions.create(**wanted).choices[0].message.content for _ in range(3)}
     assert len(answers) == 3
 
@@ -109,6 +114,24 @@ def test_a_stop_text_ends_the_answer_and_is_not_in_it(client: OpenAI, server: Se
     assert cut.choices[0].finish_reason == "stop"
     assert cut.usage.completion_tokens < 60
     until(server.idle, "the engine has stopped too")
+
+
+def test_the_engine_does_not_write_on_after_a_stop_text(client: OpenAI, server: Serving) -> None:
+    wanted = {"model": NAME, "prompt": "hello", "temperature": 0, **ON}
+    stop = client.completions.create(**wanted, max_tokens=60).choices[0].text[20:23]
+    before = server.service.totals.steps
+    server.steps.hold()
+    with ThreadPoolExecutor() as pool:
+        cut = pool.submit(client.completions.create, **wanted, max_tokens=200, stop=[stop])
+
+        def ended() -> bool:
+            if server.steps.waiting.is_set():
+                server.steps.allow(1)
+            return cut.done()
+
+        until(ended, "the answer ends")
+        assert cut.result().choices[0].finish_reason == "stop"
+    assert server.service.totals.steps - before < 100
 
 
 def test_stop_tokens_and_ignore_eos(client: OpenAI, server: Serving) -> None:
@@ -169,8 +192,8 @@ def test_mistakes_are_the_clients_own_exceptions(client: OpenAI) -> None:
     assert long.value.code == "context_length_exceeded"
 
 
-def test_keys_and_limits(served_model: object) -> None:
-    with serving(served_model, guard=Guard(["right"], max_concurrent=1)) as server:  # type: ignore[arg-type]
+def test_keys_and_limits(served_model: Path) -> None:
+    with serving(served_model, guard=Guard(["right"], max_concurrent=1)) as server:
         wanted = {"model": NAME, "messages": MESSAGES, "max_tokens": 5}
         wrong = OpenAI(base_url=f"{server.address}/v1", api_key="wrong", max_retries=0)
         with pytest.raises(AuthenticationError) as refused:
@@ -196,3 +219,20 @@ def test_what_the_server_gives_up_is_an_error_not_a_short_answer(client: OpenAI,
     server.steps.release()
     with pytest.raises(APIError, match="gave this answer up"):
         list(stream)
+
+
+def test_guesses_are_counted_and_marked(served_model: Path, server: Serving) -> None:
+    wanted = {"model": NAME, "prompt": "hello there", "max_tokens": 120, "temperature": 0, **ON}
+    with serving(served_model, EngineSettings(draft="lookup", draft_length=3)) as drafting:
+        client = OpenAI(base_url=f"{drafting.address}/v1", api_key="none", max_retries=0)
+        chunks = list(client.completions.create(**wanted, stream=True, stream_options={"include_usage": True}))
+        plain = client.completions.create(**wanted | {"extra_body": {"ignore_eos": True, "speculate": False}})
+        totals = drafting.service.totals
+    usage = chunks[-1].usage
+    details = usage.completion_tokens_details
+    marks = [t for c in chunks for t in (c.model_extra or {}).get("moesaic", {}).get("tokens", [])]
+    assert details.accepted_prediction_tokens == sum(t["drafted"] for t in marks) == totals.accepted > 0
+    assert details.rejected_prediction_tokens == totals.drafted - totals.accepted
+    assert usage.model_extra["moesaic"]["mean_shift"] == 0
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == plain.choices[0].text
+    assert plain.usage.completion_tokens_details.accepted_prediction_tokens == 0

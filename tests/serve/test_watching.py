@@ -54,6 +54,7 @@ def test_an_engine_that_does_not_tell_its_state_is_not_well(server: Serving, mon
         until(lambda: client.get("/health").status_code == 200, "health recovers")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_that_failed_is_dead_and_its_requests_are_told(served_model: Path) -> None:
     server = Serving(engine_module.Engine(engine_module.LocalModel(served_model)))
     try:
@@ -64,7 +65,8 @@ def test_an_engine_that_failed_is_dead_and_its_requests_are_told(served_model: P
             health = client.get("/health")
             assert (health.status_code, health.json()["status"]) == (503, "dead")
             assert "TypeError" in health.json()["reason"]
-            assert client.post("/v1/completions", json=TEXT).status_code in (429, 503)
+            reply = client.post("/v1/completions", json=TEXT)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_down")
     finally:
         server.end()
 

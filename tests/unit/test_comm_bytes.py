@@ -1,6 +1,7 @@
 """Bytes sent, counted on real ranks: each collective by hand, and whole steps of the engine against the forecast."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ ON_FOUR: list[dict[str, Any]] = [
     {"cp": 2, "tp": 2, "ep": 2, "zero": 3},
     {"pp": 2, "dp": 2, "zero": 1, "schedule": "zero_bubble"},
 ]
+NARROW: list[dict[str, Any]] = [{"dp": 2, "zero": 1}, {"dp": 2, "zero": 3}, {"tp": 2, "zero": 1}, {"pp": 2}]
 
 
 def one_of_each(rank: int) -> list[tuple[str, int, float]]:
@@ -64,14 +66,15 @@ def one_of_each(rank: int) -> list[tuple[str, int, float]]:
     return [(row.operation, row.calls, row.bytes) for row in sent.rows()]
 
 
-def steps(rank: int, layouts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def steps(rank: int, layouts: Sequence[dict[str, Any]], dtype: torch.dtype) -> list[dict[str, Any]]:
     """A training step in each layout: bytes counted and forecast, by operation and group."""
-    return [_step(Layout(**layout)) for layout in layouts]
+    return [_step(Layout(**layout), dtype) for layout in layouts]
 
 
-def _step(layout: Layout) -> dict[str, Any]:
+def _step(layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
+    shape = replace(STEP, product_bytes=dtype.itemsize)
     world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-    engine = Engine(MODEL, layout, world)
+    engine = Engine(MODEL, layout, world, compute_dtype=dtype)
     engine.initialise(0)
     rows = STEP.micro_batches * STEP.micro_batch
     seed = torch.Generator().manual_seed(engine.meshes.place.dp)
@@ -87,7 +90,7 @@ def _step(layout: Layout) -> dict[str, Any]:
         engine.gradients.finish()
         engine.gradients.norm()
     split = split_layers(MODEL, layout.pp * layout.chunks_per_rank)
-    forecast = traffic(MODEL, layout, STEP, {p: split[p] for p in engine.pieces})
+    forecast = traffic(MODEL, layout, shape, {p: split[p] for p in engine.pieces})
     groups = {
         name: getattr(engine.meshes, name) for name in ("tp", "cp", "sequence", "ep", "fsdp", "edp", "pp", "ends")
     }
@@ -118,10 +121,19 @@ def test_collectives_are_counted_by_the_ring_convention() -> None:
         assert {operation: (calls, sent) for operation, calls, sent in found} == expected
 
 
-@pytest.mark.parametrize(("size", "layouts"), [(2, ON_TWO), pytest.param(4, ON_FOUR, marks=pytest.mark.slow)])
-def test_the_engine_sends_what_the_planner_forecasts(size: int, layouts: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    ("size", "layouts", "dtype"),
+    [
+        (2, ON_TWO, torch.float32),
+        (2, NARROW, torch.bfloat16),
+        pytest.param(4, ON_FOUR, torch.float32, marks=pytest.mark.slow),
+    ],
+)
+def test_the_engine_sends_what_the_planner_forecasts(
+    size: int, layouts: list[dict[str, Any]], dtype: torch.dtype
+) -> None:
     """To the byte, but for rows of experts, which leave as the router wants: a few per cent from equal shares."""
-    for rank, found in enumerate(run_ranks(steps, size, layouts)):
+    for rank, found in enumerate(run_ranks(steps, size, layouts, dtype)):
         for layout, step in zip(layouts, found, strict=True):
             counted, forecast = step["counted"], step["forecast"]
             assert counted.keys() == forecast.keys(), (rank, layout)

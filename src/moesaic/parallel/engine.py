@@ -50,10 +50,13 @@ class Engine:
     ) -> None:
         """Weights are not filled yet: see `initialise`, `fill`; with `model`, they are its own.
 
+        Where the layout narrows experts (`Layout.narrows_experts`), they are gathered in `compute_dtype` for good.
+
         Raises LayoutError for a wrong number of processes.
         """
         self.layout, self.world, self.config = layout, world, config
         self.meshes = Meshes(layout, world)
+        self.expert_dtype = compute_dtype if layout.narrows_experts else torch.float32  # in which ZeRO gathers them
         self.parts, ledgers = self._build(model)
         self.ledger = Ledger(*(set().union(*kinds) for kinds in zip(*(vars(x).values() for x in ledgers), strict=True)))
         self.gradients = Gradients(self.parts, ledgers, self.meshes)
@@ -91,7 +94,7 @@ class Engine:
             if layout.compile:
                 for block in part.blocks:
                     block.compile()
-            apply_sharding(part, meshes)
+            apply_sharding(part, meshes, self.expert_dtype)
             parts.append(part)
             ledgers.append(ledger)
         if not filled and self.world.device.type != "meta":
@@ -108,7 +111,9 @@ class Engine:
                     module.kernels = kernels
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        """Arithmetic of matrix products."""
+        """Arithmetic of matrix products. Raises ValueError for a wider type than experts are gathered in."""
+        if dtype.itemsize > self.expert_dtype.itemsize:
+            raise ValueError(f"products in {dtype}, but the engine was built to gather experts in {self.expert_dtype}")
         self.compute_dtype = dtype
         for part in self.parts:
             part.compute_dtype = dtype

@@ -7,8 +7,9 @@ training; weights are on meta, so that they have shapes and take no memory.
 
 Both sides count as the planner does: 2 bytes for each weight that a rank computes with, 4 for each gradient, 12 for
 each parameter in the optimizer (master weight and two moments), the last divided among replicas. Our trainer differs
-in one point: what it computes with is fp32 too. So `Row.trainer_bytes` has, without ZeRO, 2 bytes less for a
-parameter (the weight is its own master), and with ZeRO two more where weights are whole.
+in two points, which `Row.trainer_bytes` counts. What replicas do not divide is its own master: 2 bytes less for each
+parameter. Of what they divide, experts alone are gathered in 2 bytes, dense weights (under zero-bubble schedules all)
+in 4.
 
 Replicas deal out whole rows of a weight's first dimension, each as many as the fullest (FSDP pads the others): 276 of
 28,672 for each of 104, which makes 28,704, and the last replicas have less. The forecast divides evenly; the
@@ -84,19 +85,20 @@ class _Weight:
     share: float  # whole / replicas
     kept: int  # what the rank has allocated for good: its share with padding
     moments: int  # of both moments
+    gathered: int  # bytes, whole, of what replicas gather; 0 where they divide nothing
 
     @classmethod
-    def of(cls, weight: Tensor, moments: Sequence[Tensor]) -> "_Weight":
-        """Of a parameter and its moments."""
+    def of(cls, weight: Tensor, moments: Sequence[Tensor], each: int) -> "_Weight":
+        """Of a parameter and its moments; if replicas divide it, they gather it in `each` bytes a value."""
         kept, in_moments = _allocated(weight), sum(_allocated(m) for m in moments)
         if not isinstance(weight, DTensor):
-            return cls(weight.numel(), weight.numel(), kept, in_moments)
-        whole, replicas = list(weight.placements), 1
+            return cls(weight.numel(), weight.numel(), kept, in_moments, 0)
+        whole, replicas, gathered = list(weight.placements), 1, False
         for i, name in enumerate(weight.device_mesh.mesh_dim_names or ()):
             if name in ("fsdp", "edp"):
-                whole[i], replicas = Replicate(), replicas * weight.device_mesh.size(i)
+                whole[i], replicas, gathered = Replicate(), replicas * weight.device_mesh.size(i), True
         count = int(np.prod(local_shape(weight, whole)))
-        return cls(count, count / replicas, kept, in_moments)
+        return cls(count, count / replicas, kept, in_moments, count * each * gathered)
 
 
 def check_scale(recipe: Recipe, layout: Layout | None = None, ranks: Sequence[int] | None = None) -> list[Row]:
@@ -134,7 +136,8 @@ def as_planned(layout: Layout, micro_batch: int) -> Layouts:
 def _row(recipe: Recipe, layout: Layout, rank: int) -> Row:
     with pretended_ranks(rank, layout.world):
         began = time.perf_counter()
-        engine = Engine(recipe.model, layout, World(rank, layout.world, torch.device("meta")))
+        world = World(rank, layout.world, torch.device("meta"))
+        engine = Engine(recipe.model, layout, world, compute_dtype=torch.bfloat16)
         _ = engine.meshes.ends  # the one group that is made when it is first asked for
         built = time.perf_counter()
         weights = list(_weights(engine))
@@ -158,7 +161,7 @@ def _row(recipe: Recipe, layout: Layout, rank: int) -> Row:
         optimizer_bytes=(FP32 * (kept + moments), plan.optimizer.item()),
         uneven_bytes=uneven,
         held_whole_bytes=held_whole,
-        trainer_bytes=FP32 * (kept + moments + reduced + (whole if layout.zero and not divided else 0)),
+        trainer_bytes=FP32 * (kept + moments + reduced) + sum(w.gathered for w in weights) * (not divided),
         seconds=seconds,
         host_mb=_peak_mb(),
     )
@@ -175,14 +178,17 @@ def _peak_mb() -> float:
 
 def _weights(engine: Engine) -> Iterator[_Weight]:
     """Every weight of a rank after one step of torch's AdamW, which makes the moments."""
-    parameters = [p for _, p in engine.named_parameters()]
+    named = list(engine.named_parameters())
+    parameters = [p for _, p in named]
     optimizer = torch.optim.AdamW(parameters, foreach=False)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    for parameter in parameters:
+    for name, parameter in named:
         state = optimizer.state[parameter]
-        yield _Weight.of(parameter.detach(), (state["exp_avg"], state["exp_avg_sq"]))
+        moments = (state["exp_avg"], state["exp_avg_sq"])
+        each = engine.expert_dtype.itemsize if name in engine.gradients.routed else FP32
+        yield _Weight.of(parameter.detach(), moments, each)
 
 
 def _allocated(tensor: Tensor) -> int:

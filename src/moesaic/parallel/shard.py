@@ -9,6 +9,7 @@ Dense weights are dealt out over data and context ranks, experts over the replic
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,12 @@ def shards_weights(layout: Layout) -> bool:
     return layout.zero > 0 and (layout.dp * layout.cp > 1 or layout.edp > 1)
 
 
-def apply_sharding(part: Part, meshes: Meshes) -> None:
-    """Wrap experts, layers and the rest, from the inside out. Does nothing for zero = 0."""
+def apply_sharding(part: Part, meshes: Meshes, expert_dtype: torch.dtype) -> None:
+    """Wrap experts, layers and the rest, from the inside out. Does nothing for zero = 0.
+
+    Experts, nearly all of a model, are gathered in `expert_dtype`, and so comes their gradient of one micro-batch.
+    Layers hold routers and norms, which stay in fp32.
+    """
     layout = meshes.layout
     if not shards_weights(layout) or meshes.dense is None or meshes.experts is None:
         return
@@ -38,18 +43,19 @@ def apply_sharding(part: Part, meshes: Meshes) -> None:
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     # Micro-batches add up in fp32 in any case.
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    of_experts = replace(policy, param_dtype=expert_dtype)
     dense, experts = meshes.dense["fsdp"], meshes.experts["edp"]
     wrapped: list[nn.Module] = []
     # Experts that no other rank holds are left alone: FSDP over one rank would keep a copy of them.
     alone = {p for b in part.blocks if b.router and layout.edp == 1 for p in b.experts.parameters()}
-    wrap = partial(fully_shard, mp_policy=policy, ignored_params=alone)
+    wrap = partial(fully_shard, ignored_params=alone)
     for block in part.blocks:
         if block.router is not None and layout.edp > 1:
-            wrap(block.experts, mesh=experts, reshard_after_forward=layout.zero == 3)
+            wrap(block.experts, mesh=experts, mp_policy=of_experts, reshard_after_forward=layout.zero == 3)
             wrapped.append(block.experts)
-        wrap(block, mesh=dense, reshard_after_forward=layout.zero == 3)
+        wrap(block, mesh=dense, mp_policy=policy, reshard_after_forward=layout.zero == 3)
         wrapped.append(block)
-    wrap(part, mesh=dense, reshard_after_forward=False)
+    wrap(part, mesh=dense, mp_policy=policy, reshard_after_forward=False)
     for module in (*wrapped, part):
         assert isinstance(module, FSDPModule)
         # Our objective is a sum over ranks, so gradients are summed and not averaged.

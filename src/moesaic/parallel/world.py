@@ -82,13 +82,14 @@ class World:
         """What `action` gives on this rank; when it raises on any, the error of the first of these on every rank."""
         if self.size == 1:
             return action()
-        outcomes = agree.of_each(action, self.rank, self.patient)
+        own: list[T] = []  # stays here: kernels, open files and the like cannot be sent
+        outcomes = agree.of_each(lambda: own.append(action()), self.rank, self.patient)
         for rank, (_, found) in enumerate(outcomes):
             if isinstance(found, MoesaicError) and rank > 0:
                 raise type(found)(f"rank {rank}: {found}")
             if found is not None:
                 raise found
-        return agree.result(outcomes[self.rank])
+        return own[0]
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether any rank has it set."""

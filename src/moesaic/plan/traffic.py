@@ -72,7 +72,7 @@ def traffic(model: Model, layout: Layout, step: StepShape, held: Mapping[int, ra
         rows.add("pp", layout.pp, "send", "residual stream or its gradient", len(hops) * step.micro_batches, stream)
     for number, layers in held.items():
         weights = list(local_weights(model, layout, layers, first=number == 0, last=number == last))
-        _replicas(rows, layout, weights, step.micro_batches)
+        _replicas(rows, layout, weights, step)
         small = sum(_kept(layout, w) for w in weights if w.summed_over_tp)
         rows.add("tp", layout.tp, "all_reduce", "gradients of weights that all hold whole", 1, FP32 * small)
         ends = model.tie_embeddings and layout.pp > 1 and layout.schedule != "zero_bubble" and number in (0, last)
@@ -133,15 +133,16 @@ def _micro_batch(
     rows.add("cp", layout.cp, "reduce_scatter", "keys and values", m * len(layers), kv)
 
 
-def _replicas(rows: _Rows, layout: Layout, weights: Sequence[LocalWeight], m: int) -> None:
+def _replicas(rows: _Rows, layout: Layout, weights: Sequence[LocalWeight], step: StepShape) -> None:
     """What replicas exchange for the weights of one piece: gradients, and with ZeRO the weights themselves.
 
-    ZeRO-1 gathers and reduces once a step. ZeRO-3 gathers a layer for each forward and backward pass, embedding, norm
-    and head once for both, and reduces for each micro-batch. Under torch's pipeline schedules a stage reduces once
-    and gives weights up after forward passes alone: a layer is gathered whenever its pass is not the one after a
-    backward pass, which is m + 1 times in any order that begins forward and ends backward.
+    Experts are gathered as products take them, under zero-bubble schedules in fp32 like the rest. ZeRO-1 gathers and
+    reduces once a step. ZeRO-3 gathers a layer for each forward and backward pass, embedding, norm and head once for
+    both, and reduces for each micro-batch. Under torch's pipeline schedules a stage reduces once and gives weights up
+    after forward passes alone: a layer is gathered whenever its pass is not the one after a backward pass, which is
+    m + 1 times in any order that begins forward and ends backward.
     """
-    piped = layout.pp > 1
+    piped, m = layout.pp > 1, step.micro_batches
     grain = 2 if layout.reduce == "bf16" else FP32
     for group, size, routed in (("fsdp", layout.dp * layout.cp, False), ("edp", layout.edp, True)):
         for name, of_layers in (("layers", True), ("embedding, norm, head", False)):
@@ -157,7 +158,8 @@ def _replicas(rows: _Rows, layout: Layout, weights: Sequence[LocalWeight], m: in
             count = sum(w.padded(size) for w in mine) // units
             times = m if layout.zero == 3 and not piped else 1
             gathers = (m + 1 if piped else 2 * m) if layout.zero == 3 and of_layers else times
-            rows.add(group, size, "all_gather", f"weights of {what}", units * gathers, FP32 * count)
+            each = step.product_bytes if routed and layout.narrows_experts else FP32
+            rows.add(group, size, "all_gather", f"weights of {what}", units * gathers, each * count)
             rows.add(group, size, "reduce_scatter", f"gradients of {what}", units * times, grain * count)
 
 

@@ -55,6 +55,15 @@ class Layout(Part):
             return 1
         return {"1f1b": 1, "interleaved": self.chunks, "zero_bubble": 2}[self.schedule]
 
+    @property
+    def narrows_experts(self) -> bool:
+        """Whether ZeRO gathers experts in the type of their products, be it narrower than fp32.
+
+        Not with zero-bubble schedules: their passes for weights alone add up micro-batches in the type of what was
+        gathered, and that sum must be fp32.
+        """
+        return self.zero > 0 and self.edp > 1 and not (self.pp > 1 and self.schedule == "zero_bubble")
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.etp not in (1, self.tp):

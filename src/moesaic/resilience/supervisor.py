@@ -39,6 +39,9 @@ from moesaic.resilience.watchdog import Watchdog
 PRELOAD = ("torch", "torch.distributed", "moesaic.train.run", "moesaic.resilience.rank")
 MONITOR_S = 0.05  # between two looks of the launcher at its processes
 LOGS_KEPT = 8  # starts
+# Seconds between signs of life to other launchers, which there are none of. The thread that gives them talks to a
+# store in C++, and an interpreter that ends meanwhile aborts (std::terminate) instead of returning its status.
+ALONE_S = 10**6
 _LAUNCHER_LOGS = ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing")
 _LOGGER = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ class Supervisor:
             run_id=f"start_{start.number:04}",
             rdzv_backend="c10d",
             rdzv_endpoint=f"127.0.0.1:{self.port}",
-            rdzv_configs={"timeout": 60, "join_timeout": 60},
+            rdzv_configs={"timeout": 60, "join_timeout": 60, "keep_alive_interval": ALONE_S},
             max_restarts=0,
             monitor_interval=MONITOR_S,
             start_method="forkserver",

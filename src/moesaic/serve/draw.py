@@ -54,7 +54,7 @@ def keep_likely(p_RV: Tensor, top_k: Sequence[int], top_p: Sequence[float], min_
     kept_RV = torch.zeros_like(p_RV)
     left_R = torch.arange(len(p_RV), device=device)
     for width in (*(c for c in CANDIDATES if c < vocab), vocab):
-        p_RC, token_RC = _most(p_RV[left_R], width)
+        p_RC, token_RC = _most(p_RV if len(left_R) == len(p_RV) else p_RV[left_R], width)
         keep_RC = p_RC >= min_p_R1[left_R] * p_RC[:, :1]
         keep_RC &= p_RC.cumsum(-1) - p_RC < top_p_R1[left_R]  # what comes before does not reach top_p yet
         keep_RC &= torch.arange(width, device=device) < top_k_R1[left_R]
@@ -62,8 +62,12 @@ def keep_likely(p_RV: Tensor, top_k: Sequence[int], top_p: Sequence[float], min_
         # An equal of the last candidate may have been left outside with a lower number: then look at more.
         least_kept_R = p_RC.masked_fill(~keep_RC, torch.inf).amin(-1)
         settled_R = (least_kept_R > p_RC[:, -1]) | (width == vocab)
-        p_RC = (p_RC * keep_RC)[settled_R]
-        kept_RV[left_R[settled_R, None], token_RC[settled_R]] = p_RC / p_RC.sum(-1, keepdim=True)
+        p_RC = p_RC * keep_RC
+        p_RC /= p_RC.sum(-1, keepdim=True)
+        if settled_R.all() and len(left_R) == len(p_RV):
+            return kept_RV.scatter_(1, token_RC, p_RC)
+        settled_RV = p_RV.new_zeros(len(left_R), vocab).scatter_(1, token_RC, p_RC)[settled_R]
+        kept_RV.index_copy_(0, left_R[settled_R], settled_RV)
         left_R = left_R[~settled_R]
         if not len(left_R):
             break

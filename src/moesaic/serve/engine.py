@@ -289,10 +289,13 @@ class Engine:
             self._learn_gain(plan, result)
             record = self._record(plan, result)
             self._records.append(record)
+        for work, outcome in zip(plan.work, result.outcomes, strict=True):
+            if outcome.drafted and (answer := self._answers.get(work.request)) is not None:
+                answer.usage.drafted += outcome.drafted
+        for observer in self.observers:  # first: who reads the end of an answer finds its last step counted
+            observer(record)
         for event in events:
             self._deliver(event, now)
-        for observer in self.observers:
-            observer(record)
 
     def _learn_gain(self, plan: StepPlan, result: StepResult) -> None:
         """Steps that computed prompts too say nothing of drafts."""

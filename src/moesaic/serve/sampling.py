@@ -167,9 +167,12 @@ def probabilities(adjusted_RV: Tensor, rows: Sequence[RowState]) -> Tensor:
         p_RV[greedy] = torch.zeros_like(p_RV[greedy]).scatter_(1, best[:, None], 1.0)
     if filtered := [r for r, row in enumerate(rows) if row.filtered]:
         options = [rows[r].options for r in filtered]
-        p_RV[filtered] = keep_likely(
-            p_RV[filtered], [o.top_k for o in options], [o.top_p for o in options], [o.min_p for o in options]
+        kept_RV = keep_likely(
+            of_rows(p_RV, filtered), [o.top_k for o in options], [o.top_p for o in options], [o.min_p for o in options]
         )
+        if len(filtered) == len(rows):
+            return kept_RV
+        p_RV[filtered] = kept_RV
     return p_RV
 
 

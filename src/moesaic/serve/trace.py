@@ -1,6 +1,5 @@
 """A file with one line of JSON for each step, for looking at later."""
 
-import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -36,7 +35,7 @@ class StepTrace:
         """Add a step. A disk that is full ends the trace, not the engine."""
         if self._fine:
             try:
-                self._file.write(json.dumps(dataclasses.asdict(record), separators=(",", ":")) + "\n")
+                self._file.write(json.dumps(vars(record), separators=(",", ":")) + "\n")
             except OSError as error:
                 self._give_up(error)
 

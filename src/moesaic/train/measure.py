@@ -4,8 +4,6 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
 from moesaic.data import Batch, DataFolder, Loader
 from moesaic.parallel.engine import Engine
 from moesaic.plan.forecast import forecast
@@ -63,6 +61,7 @@ class StepMeter:
 def expected(recipe: Recipe, data: DataFolder, machine: Machine, engine: Engine) -> dict[str, Any]:
     """The forecast of a run: every batch of every ramp is timed on a few micro-batches, and no weight changes."""
     rates: dict[tuple[str, int], float] = {}
+    before = engine.compute_dtype
     for stage in recipe.stages:
         engine.set_compute_dtype(machine.compute_dtype(stage.precision))
         engine.freeze(stage.trainable)
@@ -72,7 +71,7 @@ def expected(recipe: Recipe, data: DataFolder, machine: Machine, engine: Engine)
         loader = Loader(data, stage, recipe, recipe.seed)
         for batch in stage.batch:
             rates[stage.name, batch.tokens] = _rate(step, loader, machine, batch.tokens // stage.seq_len)
-    engine.set_compute_dtype(torch.float32)
+    engine.set_compute_dtype(before)
     return forecast(recipe, rates, data.epoch_tokens) | {"machine": machine.name}
 
 

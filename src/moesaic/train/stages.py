@@ -108,7 +108,10 @@ class Run:
         """The model in the layout of what comes next. Raises ResizeNeeded when that needs other processes."""
         now = self.recipe.stages[stage]
         layout = check_processes(self.recipe, now, self.progress.stage_tokens, self.world.size)
-        engine = Engine(self.recipe.model, layout, self.world, self.kernels)
+        # Experts are gathered in one type, which must do for every stage.
+        dtypes = [self.machine.compute_dtype(s.precision) for s in self.recipe.stages]
+        widest = max(dtypes, key=lambda dtype: dtype.itemsize)
+        engine = Engine(self.recipe.model, layout, self.world, self.kernels, widest)
         if self.context is not None:
             engine.extend(*self.context)
         return engine

@@ -107,7 +107,8 @@ class UnsendableError(Exception):
 def together(rank: int) -> dict[str, object]:
     """Everything that ranks exchange."""
     world = World.join()
-    found: dict[str, object] = {"value": world.on_first(lambda: [rank, "first"]), "own": world.on_each(lambda: rank)}
+    found: dict[str, object] = {"value": world.on_first(lambda: [rank, "first"])}
+    found["own"] = world.on_each(lambda: lambda: rank)()  # a function, which cannot be sent
     found["any"] = world.any(rank == 1, False)
     world.agree("the recipe", "same")
 

@@ -1,5 +1,7 @@
 """Bytes of a step by hand for small cases, and what must hold for all. Real ranks: tests/unit/test_comm_bytes.py."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ MODEL = Model(
     vocab_size=64, d_model=32, n_layers=4, n_heads=4, head_dim=8, n_kv_heads=1, d_ff=48, n_experts=4, top_k=2
 )  # fmt: skip
 STEP = StepShape(micro_batches=4, micro_batch=2, seq_len=32, product_bytes=2)
+EXPERTS = 4 * 4 * 3 * 32 * 48  # parameters
 TOKENS = 2 * 32
 STREAM = 4 * TOKENS * 32  # bytes of the residual stream of a micro-batch
 
@@ -41,15 +44,14 @@ def test_one_process_sends_nothing() -> None:
 
 
 def test_gradients_of_replicas() -> None:
-    experts = 4 * 4 * 3 * 32 * 48
-    dense = MODEL.parameters() - experts
+    dense = MODEL.parameters() - EXPERTS
     assert sent(Layout(dp=4, zero=0), group="fsdp") == 2 * 3 / 4 * 4 * dense
-    assert sent(Layout(dp=4, zero=0), group="edp") == 2 * 3 / 4 * 4 * experts
-    assert sent(Layout(dp=4, ep=2, zero=0), group="edp") == 2 * 1 / 2 * 4 * experts / 2
-    # Everything divides by 4, so that nothing is padded: gathered in fp32, reduced in bf16.
+    assert sent(Layout(dp=4, zero=0), group="edp") == 2 * 3 / 4 * 4 * EXPERTS
+    assert sent(Layout(dp=4, ep=2, zero=0), group="edp") == 2 * 1 / 2 * 4 * EXPERTS / 2
+    # Everything divides by 4, so that nothing is padded. Experts are gathered in bf16, the rest in fp32.
     zero1 = Layout(dp=4, zero=1, reduce="bf16")
-    assert sent(zero1, group="edp", operation="all_gather") == 3 / 4 * 4 * experts
-    assert sent(zero1, group="edp", operation="reduce_scatter") == 3 / 4 * 2 * experts
+    assert sent(zero1, group="edp", operation="all_gather") == 3 / 4 * 2 * EXPERTS
+    assert sent(zero1, group="edp", operation="reduce_scatter") == 3 / 4 * 2 * EXPERTS
     assert sent(zero1, group="fsdp") == 3 / 4 * (4 + 2) * dense
 
 
@@ -58,16 +60,25 @@ def test_zero_3_gathers_layers_twice_and_the_ends_once_for_each_micro_batch() ->
     layers = MODEL.parameters() - ends
     three = Layout(dp=4, zero=3)
     gathered = sent(three, operation="all_gather")
-    assert gathered == 3 / 4 * 4 * 4 * (2 * layers + ends)
+    assert gathered == 3 / 4 * 4 * (2 * (4 * (layers - EXPERTS) + 2 * EXPERTS) + 4 * ends)
     assert sent(three, operation="reduce_scatter") == 3 / 4 * 4 * 4 * (layers + ends)
 
 
 def test_zero_3_in_a_pipeline_keeps_layers_from_one_backward_pass_to_the_next_forward_pass() -> None:
-    layers = (MODEL.parameters() - MODEL.embedding_parameters - MODEL.d_model) / 2
+    layers, experts = (MODEL.parameters() - MODEL.embedding_parameters - MODEL.d_model) / 2, EXPERTS / 2
     piped = Layout(pp=2, dp=4, zero=3)
     embedding = MODEL.embedding_parameters
-    assert sent(piped, operation="all_gather") == 3 / 4 * 4 * (5 * layers + embedding)  # 4 micro-batches and one more
+    once = 4 * (layers - experts) + 2 * experts
+    assert sent(piped, operation="all_gather") == 3 / 4 * (5 * once + 4 * embedding)  # 4 micro-batches and one more
     assert sent(piped, operation="reduce_scatter") == 3 / 4 * 4 * (layers + embedding)
+
+
+def test_zero_bubble_gathers_experts_in_fp32() -> None:
+    def weights(schedule: str) -> float:
+        layout = Layout.model_validate({"pp": 2, "dp": 4, "zero": 1, "schedule": schedule})
+        return sent(layout, group="edp", operation="all_gather")
+
+    assert weights("zero_bubble") == 2 * weights("1f1b") == 3 / 4 * 4 * EXPERTS / 2
 
 
 def test_rows_that_do_not_divide_are_padded() -> None:
@@ -154,9 +165,10 @@ def test_pipeline_ranks_together_hold_what_one_stage_would(layout: Layout) -> No
     flat = layout.model_copy(update={"pp": 1})
     if layout.zero == 3 and layout.pp > 1:  # gathers otherwise, see traffic
         return
+    step = replace(STEP, product_bytes=4)  # zero-bubble schedules gather experts in nothing else
     for operation in ("all_gather", "reduce_scatter", "all_to_all"):
-        whole = sent(flat, operation=operation)
-        pieces = sum(sent(layout, rank=r, operation=operation) for r in range(layout.pp))
+        whole = sent(flat, step, operation=operation)
+        pieces = sum(sent(layout, step, rank=r, operation=operation) for r in range(layout.pp))
         copy = layout.pp > 1 and layout.zero > 0 and operation != "all_to_all"  # of the tied embedding
         n = layout.dp * layout.cp
         assert pieces == pytest.approx(whole + copy * 4 * 64 / layout.tp * 32 * (n - 1) / n), operation

@@ -79,19 +79,31 @@ struct Bf16 {
     }
 };
 
-// sums[m] = x[m] . panel, for M rows at once.
+// a[m], b[m] = x[m] . panel, for M rows at once: the first and the last 16 columns.
+template <int M>
+struct Sums {
+    Vec a[M], b[M];
+};
+
 template <class F, int M>
-static inline __attribute__((always_inline)) void tile(const typename F::T* const* x, const typename F::T* panel,
-                                                       Int K, Vec (&sums)[M][2]) {
-    for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = Vec{};
+static inline __attribute__((always_inline)) Sums<M> tile(const typename F::T* const* x, const typename F::T* panel,
+                                                          Int K) {
+    Vec a[M], b[M];  // registers: nothing may hold their address
+    const typename F::T* row[M];
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) a[m] = b[m] = Vec{}, row[m] = x[m];
     for (Int k = 0; k < K; k += F::PAIR) {
         const typename F::T* w = panel + k * PANEL;
 #pragma GCC unroll 16
         for (int m = 0; m < M; m++) {
-            sums[m][0] = F::dot(sums[m][0], x[m] + k, w);
-            sums[m][1] = F::dot(sums[m][1], x[m] + k, w + LANES * F::PAIR);
+            a[m] = F::dot(a[m], row[m] + k, w);
+            b[m] = F::dot(b[m], row[m] + k, w + LANES * F::PAIR);
         }
     }
+    Sums<M> sums;
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) sums.a[m] = a[m], sums.b[m] = b[m];
+    return sums;
 }
 
 // out(row, panel, first 16 columns, last 16) for rows 0 .. n of x and panels `from` .. `to`.
@@ -102,9 +114,8 @@ static inline void product(const typename F::T* const* x, Int n, const typename 
         const typename F::T* panel = panels + p * K * PANEL;
         Int r = 0;
         auto some = [&]<int M>() {
-            Vec sums[M][2];
-            tile<F, M>(x + r, panel, K, sums);
-            for (int m = 0; m < M; m++) out(r + m, p, sums[m][0], sums[m][1]);
+            Sums<M> sums = tile<F, M>(x + r, panel, K);
+            for (int m = 0; m < M; m++) out(r + m, p, sums.a[m], sums.b[m]);
             r += M;
         };
         while (n - r >= ROWS) some.template operator()<ROWS>();

@@ -1,10 +1,10 @@
 """The ASGI application over one engine."""
 
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 
-from moesaic import __version__
 from moesaic.serve.api import completions, errors, health, live, texts
 from moesaic.serve.api.gate import Gate
 from moesaic.serve.api.guard import Guard
@@ -30,7 +30,7 @@ def make_app(service: Service) -> FastAPI:
         status: {"model": errors.ErrorReply, "description": "an error in OpenAI's shape"} for status in ("4XX", "5XX")
     }
     app = FastAPI(
-        title="moesaic", version=__version__, docs_url=None, redoc_url=None, responses=failed,
+        title="moesaic", version=version("moesaic"), docs_url=None, redoc_url=None, responses=failed,
         description="OpenAI-compatible completions of one local model.",
     )  # fmt: skip
     errors.install(app)

@@ -1,13 +1,15 @@
 """The engine's requests of one HTTP call: submitted together, read as text, given up when nobody waits any more."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 
+from moesaic.errors import OverloadedError
 from moesaic.serve.answer import Answer, Piece, Shown
-from moesaic.serve.api.errors import OURS, ApiError, draining
+from moesaic.serve.api.errors import BUSY, OURS, ApiError, draining
 from moesaic.serve.api.service import Inbox, Service
 from moesaic.serve.api.totals import Mark
 from moesaic.serve.engine import Delivery
@@ -66,10 +68,22 @@ class Asking:
                 sink = partial(self._service.handover.put, loop, self._inbox, choice.index)
                 choice.number = self._service.engine.submit(choice.prompt, choice.options, sink, self._priority)
                 self._service.active.add(choice.number)
-        except BaseException:
+        except BaseException as error:
             self._give_up()
+            if isinstance(error, OverloadedError):
+                raise self._overloaded(error) from error
             raise
         return self
+
+    def _overloaded(self, error: OverloadedError) -> ApiError:
+        health = self._service.engine.health()
+        if not health.alive:
+            return ApiError(503, health.reason, kind=OURS, code="engine_down")
+        if not health.ready:
+            return draining()
+        wait = self._service.guard.mean_s / max(1, health.running)  # until one of those that run ends
+        message = f"{error} (one of {health.running} running ones should end in about {max(1, math.ceil(wait))} s)"
+        return ApiError(429, message, kind=BUSY, code="overloaded", retry_after=wait)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
@@ -34,7 +35,9 @@ def routes(service: Service) -> APIRouter:
         options = request.options(service.engine.model.stop_ids, most, logprobs)
         return Watched(partial(_answer, service, request, http.state.caller, encode, shape, options))
 
-    @router.post("/v1/chat/completions")
+    kinds: dict[str, Any] = {"content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}}}
+
+    @router.post("/v1/chat/completions", responses={200: kinds})
     async def chat(request: ChatRequest, http: Request) -> Response:
         """The answer to a conversation."""
         messages = [message.plain() for message in request.messages]
@@ -43,7 +46,7 @@ def routes(service: Service) -> APIRouter:
         shape = ChatShape(name, tokenizer, request.logprobs)
         return answer(request, http, lambda: [encoder.chat(messages)], shape, most, logprobs)
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses={200: kinds})
     async def completions(request: CompletionRequest, http: Request) -> Response:
         """The continuation of texts."""
         prompts = request.prompts()

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from moesaic.errors import MoesaicError, OverloadedError
+from moesaic.errors import MoesaicError
 
 LONGEST = 400  # characters of a message: names of fields come from outside
 INVALID, BUSY, OURS = "invalid_request_error", "rate_limit_error", "server_error"
@@ -58,9 +58,6 @@ class ApiError(HTTPException):
 
 def refusal(error: MoesaicError) -> ApiError:
     """The answer to a request that the engine or the model does not take."""
-    if isinstance(error, OverloadedError):
-        wait = getattr(error, "retry_after", None) or 1.0
-        return ApiError(429, str(error), kind=BUSY, code="overloaded", retry_after=wait)
     return ApiError(400, str(error), code="invalid_value")
 
 

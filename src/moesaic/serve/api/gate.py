@@ -9,8 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from moesaic.serve.api.errors import ApiError, draining
 from moesaic.serve.api.service import Service
 
-OPEN = ("/", "/health", "/ready", "/openapi.json")  # and the files of the page
-GUARDED = ("/v1/", "/tokenize", "/detokenize", "/live", "/metrics")
+GUARDED = ("/tokenize", "/detokenize", "/live", "/metrics")  # and all under /v1/; the page and /health are open
 GENERATE = ("/v1/chat/completions", "/v1/completions")
 BODY_S = 60.0  # for a whole body to come
 DISCARDED_S, DISCARDED = 10.0, 1 << 28  # of a body that is too large: most clients read no answer before it is sent
@@ -26,7 +25,7 @@ class Gate:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         path = scope["path"]
-        guarded = path.startswith(GUARDED)
+        guarded = path in GUARDED or path.startswith("/v1/")
 
         async def counted(message: Message) -> None:
             if guarded and message["type"] == "http.response.start" and message["status"] >= 400:

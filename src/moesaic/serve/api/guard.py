@@ -31,7 +31,6 @@ class _Caller:
     running: int = 0
     tokens: float = math.inf  # of the bucket; full at first
     filled: float = 0.0
-    mean_s: float = 1.0  # of an answer
 
 
 class Guard:
@@ -48,6 +47,8 @@ class Guard:
         self._digests = [_digest(key) for key in keys]
         self.max_concurrent, self.rate, self._clock = max_concurrent, rate, clock
         self._callers = [_Caller() for _ in self._digests or [b""]]
+        self.mean_s = 1.0
+        """That an answer takes, the last ones counting more."""
 
     @property
     def open(self) -> bool:
@@ -78,7 +79,7 @@ class Guard:
         caller = self._callers[number]
         who = "all callers together" if self.open else "this key"
         if self.max_concurrent is not None and caller.running >= self.max_concurrent:
-            wait = caller.mean_s / self.max_concurrent
+            wait = self.mean_s / self.max_concurrent
             raise ApiError(
                 429,
                 f"{caller.running} requests of {who} are running, and {self.max_concurrent} may (--max-concurrent); "
@@ -92,7 +93,7 @@ class Guard:
             yield
         finally:
             caller.running -= 1
-            caller.mean_s += SMOOTHING * (self._clock() - began - caller.mean_s)
+            self.mean_s += SMOOTHING * (self._clock() - began - self.mean_s)
 
     def _take(self, caller: _Caller, who: str) -> None:
         if self.rate is None:

@@ -1,12 +1,12 @@
 """`/live` for the page and `/metrics` for Prometheus; the page itself."""
 
-import dataclasses
+import json
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -42,19 +42,20 @@ def routes(service: Service) -> APIRouter:
     router, totals, engine = APIRouter(), service.totals, service.engine
 
     @router.get("/live")
-    async def live(since: int = -1) -> dict[str, Any]:
+    async def live(since: int = -1) -> Response:
         """Steps after number `since`, of the last 600, and what stands beside them."""
-        return {
+        found = {
             "model": service.description | {"name": service.name},
             "cap_s": engine.settings.max_token_latency_s,
             "price_per_hour": None if totals.price is None else totals.price.per_hour,
             "cost_per_1k": totals.per_1k(),
             "batches": engine.largest_batches(),
-            "steps": [dataclasses.asdict(record) for record in engine.records() if record.number > since],
+            "steps": [vars(record) for record in engine.records() if record.number > since],
             "totals": totals.for_page(),
         }
+        return Response(json.dumps(found), headers={"Cache-Control": "no-store"}, media_type="application/json")
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
         """Prometheus's text format."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
