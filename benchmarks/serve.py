@@ -147,6 +147,7 @@ def main() -> None:
     if load > BUSY:
         print(f"warning: the load average is {load:.1f}; figures of a busy machine are worth little", file=sys.stderr)
     torch.set_num_threads(THREADS)
+    about = describe() | {"load_average": load}
     rates = [roofline.measure()]
     for number in range(1 if arguments.quick else arguments.rounds):
         for group in groups.values():
@@ -159,7 +160,7 @@ def main() -> None:
         rates.append(roofline.measure())
     machine = roofline.Machine(statistics.median(r.bandwidth for r in rates), statistics.median(r.peak for r in rates))
     result = report(groups, plan, machine, arguments.folder)
-    result |= {"machine": describe() | {"load_average": load}, "rates": [asdict(r) for r in rates]}
+    result |= {"machine": about, "rates": [asdict(r) for r in rates]}
     result |= {"model": reference.describe(arguments.folder), "recipe": f"{' '.join(sys.argv)}"}
     if name := arguments.name or (None if arguments.quick else "serve_reference"):
         print(keep(name, result))
@@ -175,6 +176,7 @@ def _first_of(trials: tuple[Trial, ...], quick: bool) -> list[Trial]:
 
 def report(groups: dict[str, list[Measured]], plan: Plan, machine: roofline.Machine, folder: Path) -> dict[str, Any]:
     """Print the tables; what is kept."""
+    torch.set_num_threads(1)  # judging is not timed, and two threads would wait for one another on a busy machine
     exact = load_model(folder, dtype=torch.float32).requires_grad_(False)
     config = reference.CONFIG
     tops = {}
@@ -182,7 +184,7 @@ def report(groups: dict[str, list[Measured]], plan: Plan, machine: roofline.Mach
         seconds = [roofline.roofline(config, machine, run) for run in plan.of(kind)]
         tokens = [sum(a.output for a in run) for run in plan.of(kind)]
         tops[kind] = statistics.median(n / s for n, s in zip(tokens, seconds, strict=True))
-    print(f"read {machine.bandwidth / 1e9:.1f} GB/s, bf16 products {machine.peak / 1e9:.0f} GFLOP/s; {describe()}")
+    print(f"read {machine.bandwidth / 1e9:.1f} GB/s, bf16 products {machine.peak / 1e9:.0f} GFLOP/s")
     print("| engine | one stream, decode | one stream | 64 requests | of the roofline | load, s | answers right |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     kept: dict[str, Any] = {"roofline": tops, "engines": {}, "not_measured": NOT_MEASURED}
