@@ -215,8 +215,9 @@ class NativeDecoder:
 
     def _counts(self, count: int) -> NDArray[np.int64]:
         """Positions of each expert, `[sparse layers, experts]`."""
-        experts, k = self.config.n_experts, self.config.top_k
+        layers, experts, k = self.config.n_layers, self.config.n_experts, self.config.top_k
         if not self._sparse:
             return np.zeros((0, 0), dtype=np.int64)
-        chosen = self._chosen.reshape(-1)[: self.config.n_layers * count * k].reshape(self.config.n_layers, -1)
-        return np.stack([np.bincount(chosen[n], minlength=experts) for n in self._sparse])
+        chosen = self._chosen.reshape(-1)[: layers * count * k].reshape(layers, -1)[self._sparse]
+        apart = chosen + experts * np.arange(len(self._sparse), dtype=np.int32)[:, None]
+        return np.bincount(apart.ravel(), minlength=len(self._sparse) * experts).reshape(-1, experts)

@@ -60,7 +60,7 @@ class Barrier {
             return;
         }
         for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) {
-            if (spins > 10000) sched_yield();
+            if (spins > 20000) sched_yield();
 #if defined(__x86_64__)
             __builtin_ia32_pause();
 #endif
@@ -71,6 +71,23 @@ class Barrier {
     const int threads_;
     std::atomic<int> arrived_{0}, turn_{0};
 };
+
+// Helpers stay on processors of their own, where the threads take the whole machine. Else the system wakes a helper
+// next to the thread that waits for it, and both share a processor for milliseconds. The first thread stays free: it
+// is the caller's.
+void stay_apart(int thread, int threads) {
+#if defined(__linux__)
+    static thread_local bool done = false;
+    if (done || thread == 0) return;
+    done = true;
+    cpu_set_t allowed, own;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != threads) return;
+    CPU_ZERO(&own);
+    for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &allowed) && seen++ == thread) CPU_SET(cpu, &own);
+    sched_setaffinity(0, sizeof own, &own);
+#endif
+}
 
 struct Range {
     Int from, to;
@@ -404,7 +421,10 @@ template <class F>
 void step(const Model& model, const Step& s) {
     Decoder<F> decoder(model, s);
 #pragma omp parallel for schedule(static, 1) num_threads(model.threads)
-    for (int thread = 0; thread < model.threads; thread++) decoder.run(thread);
+    for (int thread = 0; thread < model.threads; thread++) {
+        stay_apart(thread, model.threads);
+        decoder.run(thread);
+    }
 }
 
 // Panels of the rows of w [*, K] that `rows` names, 32 a panel; -1 is a row of zeros.
