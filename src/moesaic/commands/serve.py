@@ -135,7 +135,10 @@ def _facts(engine: "Engine", name: str, times: list[tuple[str, float]]) -> str:
 
     about = engine.description
     contexts = {(batch, why): context for context, batch, why in engine.largest_batches()}  # the longest of each
-    batches = ", ".join(f"{n} of {context:,} tokens ({LIMITS[why]})" for (n, why), context in contexts.items())
+    limited: dict[str, list[str]] = {}
+    for (batch, why), context in contexts.items():
+        limited.setdefault(LIMITS[why], []).append(f"{batch} of {context:,}")
+    batches = "; ".join(f"{', '.join(found)} tokens ({why})" for why, found in limited.items())
     cap = engine.settings.max_token_latency_s
     rows = [
         ("model", f"{name}: {human(about['parameters'])} parameters in {about['dtype']}, context {about['context']:,}"),
