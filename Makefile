@@ -12,7 +12,7 @@ MORE_PEERS := ik_llama_cpp openvino
 
 .PHONY: help demo test peers test-peers lint docs bench bench-serve clean
 help:
-	@echo "make demo    the tour: train the pocket system through every stage, then chat with it"
+	@echo "make demo    the tour: train the pocket system through every stage, chat with it, serve it"
 	@echo "make test    lint, types, floors, tests"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make docs    write the generated pages again"
@@ -22,7 +22,7 @@ help:
 	@echo "make test-peers   do they compute what we compute? POCKET=FOLDER names a trained pocket model"
 	@echo "make clean   remove caches and builds; runs/, .peers and $(VENV) stay"
 
-demo: $(VENV)/.installed-train
+demo: $(VENV)/.installed-serve
 	$(BIN)/moesaic demo
 
 test: lint

@@ -105,7 +105,7 @@ def _global(
 def demo(
     acts: Annotated[str | None, typer.Option(metavar="1,2,..", help="Only these acts.")] = None,
 ) -> None:
-    """The tour: real weights upcycled, the pocket system trained, talked to, broken.
+    """The tour: real weights upcycled, the pocket system trained, talked to, broken, served.
 
     Each act is timed and ends in something to look at.
     """

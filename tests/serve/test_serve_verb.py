@@ -52,7 +52,8 @@ class Process:
 
     def end(self) -> tuple[int, str]:
         """Status and standard error, once it has ended."""
-        err = self.process.communicate(timeout=WAIT_S)[1]
+        out, err = self.process.communicate(timeout=WAIT_S)
+        self.printed += out
         return self.process.returncode, err
 
 
@@ -76,6 +77,7 @@ def test_it_says_what_it_serves_and_traces_it(started: Any, tmp_path: Path) -> N
     server = started("--host", "0.0.0.0", *words)
     for title in ("model      served", "kernels    ", "memory     ", "latency    at most 50 ms", "batch      at most"):
         assert title in server.printed
+    assert re.search(r"at once: \d+ of 256 tokens \(memory\)$", server.printed, re.MULTILINE)
     assert re.search(r"started    imports .*, weights .*, in all ", server.printed)
     assert httpx2.get(server.address + "/health").status_code == 200
     reply = httpx2.post(server.address + "/v1/completions", json=TEXT | {"max_tokens": 5}).json()
@@ -114,6 +116,7 @@ def test_a_signal_lets_running_answers_end_and_takes_no_new_ones(started: Any) -
     assert '"finish_reason":"length"' in text[-4]
     assert text[-2] == "data: [DONE]"
     assert server.end() == (0, "")
+    assert "draining   answers that are being written: 1; at most 30 s more" in server.printed
 
 
 def test_what_does_not_end_in_time_is_told_so(started: Any, tmp_path: Path) -> None:

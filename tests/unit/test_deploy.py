@@ -122,17 +122,22 @@ def test_dockerfile_builds_two_images_for_a_user_without_rights_and_torch_comes_
         installs = re.findall(r"pip install .*", stages[name])
         assert [torch in line for line in installs] == [True, False]
         assert "--constraint /tmp/constraints.txt" in installs[1]
+        assert "moesaic[serve]" in installs[1]
         assert re.findall(r"^USER (.*)$", stages[name], re.M) == ["10001:10001"]
     addresses = re.findall(r"https?://\S+", text)
     assert all(re.search(rf"^ARG \w+={re.escape(address)}$", text, re.M) for address in addresses)
 
 
 def test_every_package_of_an_image_is_pinned() -> None:
-    """All that `moesaic[train]` needs, and what that needs in turn."""
+    """All that `moesaic[serve]` needs, which is `moesaic[train]` and more, and what that needs in turn."""
     lines = (line for line in (DEPLOY / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
     pinned = dict(line.split("==") for line in lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    left = [Requirement(r) for r in (*project["dependencies"], *project["optional-dependencies"]["train"])]
+    extras = project["optional-dependencies"]
+    assert "moesaic[train]" in extras["serve"]
+    left = [
+        Requirement(r) for r in (*project["dependencies"], *extras["train"], *extras["serve"]) if r != "moesaic[train]"
+    ]
     seen = set()
     while left:
         wanted = left.pop()

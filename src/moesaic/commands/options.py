@@ -24,7 +24,7 @@ LayoutOption = Annotated[
 StageOption = Annotated[str | None, typer.Option("--stage", metavar="NAME", help="Only this stage.")]
 KernelsOption = Annotated[
     Literal["auto", "native", "torch"],
-    typer.Option("--kernels", help="Row kernels: C++ where it builds (auto), C++ or an error, or torch."),
+    typer.Option("--kernels", help="C++ where it builds (auto), C++ or an error, or torch."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moesaic.serve.engine import Engine
 
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+LIMITS = {"memory": "memory", "latency cap": "latency cap", "max_running": "no more run at once"}
 PERIODS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -134,14 +135,18 @@ def _facts(engine: "Engine", name: str, times: list[tuple[str, float]]) -> str:
     from moesaic.plan.quantity import human, human_time
 
     about = engine.description
-    batches = ", ".join(f"{batch} of {context:,} tokens ({why})" for context, batch, why in engine.largest_batches())
+    contexts = {(batch, why): context for context, batch, why in engine.largest_batches()}  # the longest of each
+    limited: dict[str, list[str]] = {}
+    for (batch, why), context in contexts.items():
+        limited.setdefault(LIMITS[why], []).append(f"{batch} of {context:,}")
+    batches = "; ".join(f"{', '.join(found)} tokens ({why})" for why, found in limited.items())
     cap = engine.settings.max_token_latency_s
     rows = [
         ("model", f"{name}: {human(about['parameters'])} parameters in {about['dtype']}, context {about['context']:,}"),
         ("kernels", about["kernels"]),
         ("memory", f"{about['kv_tokens']:,} tokens of keys and values, {about['blocks']:,} blocks"),
         ("latency", "no cap (--max-token-latency)" if cap is None else f"at most {human_time(cap)} between tokens"),
-        ("batch", f"at most {batches}"),
+        ("batch", f"at most so many answers at once: {batches}"),
         ("started", ", ".join(f"{what} {human_time(seconds)}" for what, seconds in times)),
     ]
     return "\n".join(f"{title:<10} {text}" for title, text in rows)

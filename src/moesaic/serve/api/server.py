@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -65,6 +66,10 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         end = time.monotonic() + self._drain_s
         engine = self._service.engine
+        if answers := len(self._service.active):
+            wait = f"at most {self._drain_s:g} s more; a second signal ends at once"
+            with suppress(OSError):  # nobody reads it any more
+                print(f"draining   answers that are being written: {answers}; {wait}", flush=True)
         while not (engine.drain(0) and not self._service.active) and time.monotonic() < end:
             await asyncio.sleep(0.05)
         for request in list(self._service.active):  # their readers are told, within the time for last words

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ PLANNED = (
 )  # fmt: skip
 ASKED = ("What is the capital of France?", "Write one sentence about the sea.", "How do I reverse a list in Python?")
 NEEDED_BYTES = 7.5e9  # of the upcycled model in fp32, and some room
+PAGE = "http://127.0.0.1:8000/"  # where `moesaic serve` puts it
 QUESTIONS = ("Hi there! How are you?", "What do you do for a living?", "Do you like music?")
 # The beginning of a run, with a checkpoint every eighth step: enough to be killed in the middle.
 SHORT = ("--stage", "pretrain", "--set", "stages.pretrain.tokens=40_000", "--set", "checkpoints.every_steps=8")
@@ -57,8 +59,21 @@ def run_demo(acts: Sequence[int] | None = None) -> None:
         act.play(console)
         console.print(f"act {number} took {time.monotonic() - started:.0f} s")
     console.rule(f"{time.monotonic() - began:.0f} s")
-    if (RUN / "model").is_dir():
-        console.print(f"talk to the model:  moesaic chat {RUN / 'model'}", highlight=False)
+    how_to_go_on(console)
+
+
+def how_to_go_on(console: Console) -> None:
+    """How to talk to the models that are there, in a terminal or on the page."""
+    made = [
+        folder for folder, file in ((RUN, "model/config.json"), (SMOLLM2, "config.json")) if (folder / file).is_file()
+    ]
+    if made:
+        console.print("talk to a model, in this terminal or on a page that also shows experts, latency and cost:")
+    for folder in made:
+        console.print(f"  moesaic chat {folder}", highlight=False)
+        console.print(f"  moesaic serve {folder!s:<14}  then open {PAGE}", highlight=False)
+    if made and find_spec("uvicorn") is None:
+        console.print("the page needs more packages: pip install 'moesaic\\[serve]'", highlight=False)
 
 
 def described_system(console: Console) -> None:
@@ -185,6 +200,15 @@ def real_weights(console: Console) -> None:
         console.print(f"experts {load_bar([(load / load.sum()).tolist()])}", style="dim", highlight=False)
 
 
+def sixteen_at_once(console: Console) -> None:
+    """The pocket model answers sixteen chats at once: the batch, the experts, the cost."""
+    from moesaic.demo.crowd import sixteen_chats
+
+    if not (RUN / "model" / "config.json").is_file():
+        raise MoesaicError(f"there is no model in {RUN}; act 3 trains it")
+    sixteen_chats(console, RUN / "model")
+
+
 def free_memory() -> int | None:
     """Bytes of memory that are free or can be freed, where the system says so."""
     try:
@@ -226,4 +250,5 @@ ACTS = (
     Act("real weights: SmolLM2 with 16 experts", real_weights),
     Act("the pocket system, from raw text to a chat", pocket),
     Act("killed and resumed, bit for bit; four processes against one", kill_and_resume),
+    Act("sixteen chats at once: the batch, the experts, the cost", sixteen_at_once),
 )
