@@ -199,11 +199,11 @@ def test_what_disagrees_with_torch_is_not_used(kernels: RowKernels, monkeypatch:
 
 
 def test_a_library_cut_short_is_built_again(kernels: RowKernels, tmp_path: Path) -> None:
-    assert not isinstance(native.build(tmp_path), str)
+    assert not isinstance(native.build(cache=tmp_path), str)
     [library] = tmp_path.iterdir()
     library.unlink()  # not written over: this process runs the old one
     library.write_bytes(b"half")
-    assert not isinstance(native.build(tmp_path), str)
+    assert not isinstance(native.build(cache=tmp_path), str)
 
 
 def test_labels_and_angles_that_do_not_fit_are_torchs_to_refuse(kernels: RowKernels) -> None:
@@ -223,5 +223,5 @@ def test_tensors_without_an_address_go_to_torch(kernels: RowKernels) -> None:
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native, "FLAGS", ["--no-such-flag"])
     monkeypatch.setattr(native.shutil, "which", lambda name: "/usr/bin/false")
-    assert "false: status 1" in str(native.build(tmp_path))
+    assert "false: status 1" in str(native.build(cache=tmp_path))
     assert not list(tmp_path.iterdir())
