@@ -23,6 +23,7 @@ from moesaic.serve.step_plan import Work
 LENGTHS = (37, 5, 64, 21)
 CONTEXT = 96
 BLOCKS = 40
+ROWS = 200
 
 BASE: dict[str, Any] = {
     "vocab_size": 200, "d_model": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 1, "head_dim": 16, "d_ff": 32,
@@ -33,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gqa of 3": {"n_heads": 6, "n_kv_heads": 2},
     "gqa of 6": {"n_heads": 6, "n_kv_heads": 1, "head_dim": 32},
     "mha": {"n_kv_heads": 4},
+    "heads that end within a panel": {"n_heads": 3},
     "dense and tied": {"n_experts": 1, "top_k": 1, "tie_embeddings": True},
     "a dense layer": {"dense_layers": [1], "dense_d_ff": 96},
     "window": {"window": 19},
@@ -65,7 +67,7 @@ def native(of: Transformer, threads: int = 1) -> NativeDecoder:
     library = open_library()
     assert not isinstance(library, str), library
     assert uncovered(of) is None
-    return NativeDecoder(of, library, BLOCKS, CONTEXT, threads)
+    return NativeDecoder(of, library, BLOCKS, CONTEXT, threads, rows=ROWS)
 
 
 def tokens(seed: int, length: int) -> list[int]:
@@ -203,3 +205,13 @@ def test_packing_keeps_every_weight() -> None:
 )
 def test_what_is_not_covered_is_said(changes: dict[str, Any], said: str) -> None:
     assert said in str(uncovered(model(torch.float32, **changes)))
+
+
+def test_a_step_larger_than_the_scratch_is_refused() -> None:
+    """Before C++ writes past its end: too many rows, a position beyond the longest sequence."""
+    decoder = native(model(torch.float32))
+    many = [Work(0, 0, (1,), (0,), sample=True)] * (ROWS + 1)
+    far = [Work(0, CONTEXT, (1,), tuple(range(CONTEXT // BLOCK_SIZE + 1)), sample=True)]
+    for work in (many, far):
+        with pytest.raises(ValueError, match="larger than the scratch"):
+            decoder.step(StepBatch.of(work))

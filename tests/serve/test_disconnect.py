@@ -122,6 +122,7 @@ def test_while_it_is_written(server: Serving, stream: bool, tokens: int) -> None
     until(lambda: not server.service.active, "the server has noticed")
     server.steps.release()
     until(server.idle, "and the engine too")
+    assert server.engine.scheduler.pool.free == server.engine.scheduler.pool.size
 
 
 @kinds
@@ -134,6 +135,7 @@ def test_at_its_very_end(server: Serving, stream: bool) -> None:
     raw.hang_up()
     server.steps.release()
     until(server.idle, "an end")
+    assert server.engine.scheduler.pool.free == server.engine.scheduler.pool.size
     still_works(server)
 
 
@@ -146,6 +148,8 @@ def test_all_answers_of_a_call_are_given_up_together(server: Serving) -> None:
     raw.hang_up()
     until(lambda: not server.service.active, "none is left")
     server.steps.release()
+    until(server.idle, "and none in the engine")
+    assert server.engine.scheduler.pool.free == server.engine.scheduler.pool.size
 
 
 def test_a_storm_of_clients_that_go(server: Serving) -> None:

@@ -35,7 +35,7 @@ def build_decoder(model: Transformer, blocks: int, settings: EngineSettings, con
         if not why:
             library = open_library()
             if not isinstance(library, str):
-                return NativeDecoder(model, library, blocks, context, torch.get_num_threads())
+                return NativeDecoder(model, library, blocks, context, torch.get_num_threads(), settings.most_rows)
             why = library
         if settings.kernels == "native":
             raise ModelError(f"no native kernels here ({why}); use --kernels torch, or install a C++ compiler")

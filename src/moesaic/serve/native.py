@@ -28,7 +28,6 @@ from moesaic.serve.batch import StepBatch
 
 PANEL, LANES = 32, 16
 BLOCK_SIZE = 16
-ROWS = 2048  # of a step; scratch memory is made for so many
 
 
 def _structure(name: str, **fields: str) -> type[Structure]:
@@ -61,7 +60,7 @@ _Step = _structure(
 
 def open_library() -> ctypes.CDLL | str:
     """The compiled decoder, or in a few words why there is none."""
-    return build("decode", ("tiles.h",))
+    return build("decode")
 
 
 def uncovered(model: Transformer) -> str | None:
@@ -115,8 +114,10 @@ class Packer:
 class NativeDecoder:
     """`Decoder` on C++ kernels."""
 
-    def __init__(self, model: Transformer, library: ctypes.CDLL, blocks: int, context: int, threads: int) -> None:
-        """`context`: longest sequence. The model must be covered (`uncovered`)."""
+    def __init__(
+        self, model: Transformer, library: ctypes.CDLL, blocks: int, context: int, threads: int, rows: int
+    ) -> None:
+        """`context`: longest sequence; `rows`: of a step, at most. The model must be covered (`uncovered`)."""
         config = model.config
         self.config, self.dtype = config, model.compute_dtype
         short = "bf16" if self.dtype == torch.bfloat16 else "fp32"
@@ -140,7 +141,7 @@ class NativeDecoder:
             ctypes.addressof(layers), self._keep(embedding), self._keep(pack.columns(model.head_weight, self.dtype)),
             self._float(model.norm.weight), self._keep(cosine), self._keep(sine),
         )  # fmt: skip
-        self._scratch(threads)
+        self._scratch(threads, rows)
 
     def _keep(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -170,30 +171,35 @@ class NativeDecoder:
             count, inner,
         )  # fmt: skip
 
-    def _scratch(self, threads: int) -> None:
-        """Memory for a step of `ROWS` rows; the system gives what is touched."""
+    def _scratch(self, threads: int, rows: int) -> None:
+        """Memory for the largest step; the system gives what is touched."""
         c = self.config
+        self._rows = rows
         choices, inner = max(c.top_k, 1), max(c.d_ff_of(n) for n in range(c.n_layers))
-        qkv = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
+        qkv = -(-(c.n_heads + 2 * c.n_kv_heads) * c.head_dim // PANEL) * PANEL
         wide, small = torch.float32, self.dtype
-        self._chosen = np.zeros((c.n_layers, ROWS * choices), dtype=np.int32)
+        self._chosen = np.zeros((c.n_layers, rows * choices), dtype=np.int32)
         self._memory = {
-            "x": torch.empty(ROWS, c.d_model, dtype=wide),
-            "normed": torch.empty(ROWS, c.d_model, dtype=small),
-            "qkv": torch.empty(ROWS * qkv + PANEL, dtype=small),
-            "attended": torch.empty(ROWS, max(c.n_heads * c.head_dim, c.d_model), dtype=small),
-            "inner": torch.empty(ROWS * choices, inner, dtype=small),
-            "wide": torch.empty(ROWS, c.d_model, dtype=wide),
-            "weights": torch.empty(ROWS, choices, dtype=wide),
-            "out": torch.empty(ROWS * choices, c.d_model, dtype=wide),
+            "x": torch.empty(rows, c.d_model, dtype=wide),
+            "normed": torch.empty(rows, c.d_model, dtype=small),
+            "qkv": torch.empty(rows, qkv, dtype=small),
+            "attended": torch.empty(rows, max(c.n_heads * c.head_dim, c.d_model), dtype=small),
+            "inner": torch.empty(rows * choices, inner, dtype=small),
+            "wide": torch.empty(rows, c.d_model, dtype=wide),
+            "weights": torch.empty(rows, choices, dtype=wide),
+            "out": torch.empty(rows * choices, c.d_model, dtype=wide),
             "scores": torch.empty(threads, 4 * 2 * self._width * BLOCK_SIZE, dtype=wide),
-            "place": torch.empty(ROWS, choices, dtype=torch.int32),
+            "place": torch.empty(rows, choices, dtype=torch.int32),
         }
         self._pointers = {name: tensor.data_ptr() for name, tensor in self._memory.items()}
 
     def step(self, batch: StepBatch) -> tuple[Tensor, NDArray[np.int64]]:
-        """See `Decoder.step`."""
+        """See `Decoder.step`. Raises ValueError for a step larger than the scratch: C++ would write past its end."""
         count = len(batch.tokens_T)
+        if count > self._rows or int(batch.positions_T.max()) >= self._width * BLOCK_SIZE:
+            raise ValueError(
+                f"a step of {count} rows up to position {batch.positions_T.max()} is larger than the scratch"
+            )
         request_T = np.repeat(np.arange(len(batch.rows), dtype=np.int32), [len(r) for r in batch.rows])
         tables = np.zeros((len(batch.blocks), self._width), dtype=np.int32)
         for row, blocks in zip(tables, batch.blocks, strict=True):

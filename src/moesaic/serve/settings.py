@@ -46,3 +46,8 @@ class EngineSettings:
         for name, fine, wanted in limits:
             if not fine:
                 raise ServeError(f"{name} = {getattr(self, name)} is out of range; use {wanted}")
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that a step may have: prompts fill it up to `max_positions`, answers and guesses come whatever it is."""
+        return max(MOST_POSITIONS, self.max_running * (1 + self.draft_length))

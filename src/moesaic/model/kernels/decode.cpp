@@ -8,9 +8,8 @@
 // Legend: T rows, D width, H query heads, G key/value heads, C head width, F inner width, K choices, V vocabulary.
 // A block holds 16 positions of each key/value head: keys [C / PAIR][16][PAIR], values [16 / PAIR][C][PAIR].
 
+#include "threads.h"
 #include "tiles.h"
-
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -47,52 +46,6 @@ struct Step {
 }
 
 namespace {
-
-// Spins: stages last microseconds.
-class Barrier {
-  public:
-    explicit Barrier(int threads) : threads_(threads) {}
-    void wait() {
-        int turn = turn_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-            arrived_.store(0, std::memory_order_relaxed);
-            turn_.store(turn + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) {
-            if (spins > 20000) sched_yield();
-#if defined(__x86_64__)
-            __builtin_ia32_pause();
-#endif
-        }
-    }
-
-  private:
-    const int threads_;
-    std::atomic<int> arrived_{0}, turn_{0};
-};
-
-// Helpers stay on processors of their own, where the threads take the whole machine. Else the system wakes a helper
-// next to the thread that waits for it, and both share a processor for milliseconds. The first thread stays free: it
-// is the caller's.
-void stay_apart(int thread, int threads) {
-#if defined(__linux__)
-    static thread_local bool done = false;
-    if (done || thread == 0) return;
-    done = true;
-    cpu_set_t allowed, own;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != threads) return;
-    CPU_ZERO(&own);
-    for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; cpu++)
-        if (CPU_ISSET(cpu, &allowed) && seen++ == thread) CPU_SET(cpu, &own);
-    sched_setaffinity(0, sizeof own, &own);
-#endif
-}
-
-struct Range {
-    Int from, to;
-};
-Range share(Int total, int thread, int threads) { return {total * thread / threads, total * (thread + 1) / threads}; }
 
 // Rows of each expert, in the order of tokens: place[t * K + k] is the row of that choice, begins[e] the first of e.
 void sort_by_expert(const int32_t* chosen, Int choices, Int experts, int32_t* place, std::vector<Int>& begins) {
@@ -148,7 +101,9 @@ class Decoder {
 
   private:
     T* normed(Int t) { return static_cast<T*>(s.normed) + t * m.width; }
-    T* qkv(Int t) { return static_cast<T*>(s.qkv) + t * (m.heads + 2 * m.kv_heads) * m.head_width; }
+    // Whole panels: what is computed past the last column must not be the next row's.
+    Int qkv_panels() { return ((m.heads + 2 * m.kv_heads) * m.head_width + PANEL - 1) / PANEL; }
+    T* qkv(Int t) { return static_cast<T*>(s.qkv) + t * qkv_panels() * PANEL; }
     // As wide as the wider of all heads and the model: the final norm uses it too.
     T* attended(Int t) { return static_cast<T*>(s.attended) + t * std::max(m.heads * m.head_width, m.width); }
     const T* weights(const void* w) { return static_cast<const T*>(w); }
@@ -176,8 +131,7 @@ class Decoder {
     }
 
     void project(const Layer& layer, int thread) {
-        Int columns = (m.heads + 2 * m.kv_heads) * m.head_width;
-        Range panels = share((columns + PANEL - 1) / PANEL, thread, m.threads);
+        Range panels = share(qkv_panels(), thread, m.threads);
         std::vector<const T*> x;
         auto out = [&](Int t, Int p, Vec a, Vec b) {
             if (layer.b_qkv) {

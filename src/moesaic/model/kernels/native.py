@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -138,10 +138,12 @@ def _plain(dtype: torch.dtype, *tensors: Tensor) -> bool:
     return _is(dtype, *tensors) and all(t.is_contiguous() for t in tensors)
 
 
-def build(name: str = "rows", headers: Sequence[str] = (), cache: Path | None = None) -> ctypes.CDLL | str:
-    """The library compiled from `name`.cpp and its `headers`, or in a few words why there is none."""
+def build(name: str = "rows", cache: Path | None = None) -> ctypes.CDLL | str:
+    """The library compiled from `name`.cpp and the headers here, or in a few words why there is none."""
     found = [path for name in COMPILERS if (path := shutil.which(name))]
-    files = {file: resources.files(__package__).joinpath(file).read_bytes() for file in (f"{name}.cpp", *headers)}
+    here = resources.files(__package__)
+    headers = sorted(file.name for file in here.iterdir() if file.name.endswith(".h"))
+    files = {file: here.joinpath(file).read_bytes() for file in (f"{name}.cpp", *headers)}
     why = "no C++ compiler"
     for compiler in found:
         identity = [*files.values(), " ".join(FLAGS).encode(), compiler.encode(), _cpu().encode()]

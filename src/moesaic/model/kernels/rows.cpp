@@ -5,26 +5,9 @@
 // them in reference.py say what each must compute. Plain C interface over pointers: it compiles in a second and needs
 // no torch headers. Callers check shapes and labels. Legend as there: T rows, D width, F inner width, K choices, V vocabulary.
 
+#include "bf16.h"
+
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-
-using bf16 = uint16_t;
-using Int = int64_t;
-
-static inline float up(bf16 x) {
-    uint32_t bits = uint32_t(x) << 16;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
-}
-
-static inline bf16 down(float f) {  // to nearest, ties to even; NaN stays NaN
-    uint32_t bits;
-    std::memcpy(&bits, &f, 4);
-    bf16 rounded = bf16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-    return (bits & 0x7FFFFFFF) > 0x7F800000 ? bf16(0x7FC0) : rounded;
-}
 
 // e^x by 2^n * polynomial, relative error 2e-7: plain arithmetic, so that loops around it become vector code.
 static inline float exp_(float x) {

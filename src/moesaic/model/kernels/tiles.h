@@ -5,13 +5,13 @@
 // rows come with it.
 
 #pragma once
-#include <cstdint>
+#include "bf16.h"
+
 #include <cstring>
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
 
-using Int = int64_t;
 typedef float Vec __attribute__((vector_size(64)));     // 16 numbers
 typedef int32_t IntVec __attribute__((vector_size(64)));
 constexpr int LANES = 16, PANEL = 32, ROWS = 8;
@@ -22,19 +22,6 @@ static inline Vec load(const float* p) {
     return v;
 }
 static inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-
-static inline float up(uint16_t x) {
-    uint32_t bits = uint32_t(x) << 16;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
-}
-static inline uint16_t down(float f) {  // to nearest, ties to even; NaN stays NaN
-    uint32_t bits;
-    std::memcpy(&bits, &f, 4);
-    uint16_t rounded = uint16_t((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-    return (bits & 0x7FFFFFFF) > 0x7F800000 ? uint16_t(0x7FC0) : rounded;
-}
 
 // Numbers in fp32: products are multiply-adds.
 struct Fp32 {
